@@ -1,0 +1,17 @@
+"""Synthetic gradients: what a stage guesses its loss gradient to be, and how the guess learns from the true one.
+
+Knows nothing of processes, schedules or torch.distributed. Read base.py first, then any predictor, then learner.py.
+"""
+
+from .base import Custom as Custom
+from .base import Interface as Interface
+from .base import Regressed as Regressed
+from .choose import TensorMeta as TensorMeta
+from .choose import build_interface as build_interface
+from .choose import choose_interface as choose_interface
+from .conv import Conv as Conv
+from .learner import Learner as Learner
+from .linear import Linear as Linear
+from .local_head import LocalHead as LocalHead
+from .mlp import MLP as MLP
+from .transformer import Transformer as Transformer

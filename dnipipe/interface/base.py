@@ -1,0 +1,190 @@
+"""An interface guesses the loss gradient at a stage's output before the true one is known, and learns from that.
+
+Source: Jaderberg et al. 2016, Decoupled Neural Interfaces using Synthetic Gradients (section 2.1).
+
+    activation h, label ──> synthetic_grad ──> the stage backpropagates at once
+    the true gradient, later ──> learn (adds to .grad) ──> the owner averages, steps the optimizer ──> end_step
+
+Units everywhere: the gradient of the mean loss of one microbatch, without loss scaling.
+"""
+
+from abc import ABC, abstractmethod
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+
+RMS_DECAY = 0.98
+"""What the running RMS of the true gradient keeps of itself at each step."""
+
+RMS_FLOOR = torch.finfo(torch.float32).tiny ** 0.5
+"""The square of a smaller gradient underflows in float32, so its RMS reads 0 and must not divide it."""
+
+LayerT = TypeVar("LayerT", bound=nn.Module)
+
+
+class Interface(nn.Module, ABC):
+    """Predicts the loss gradient at a stage's output from that output and, if given, the label.
+
+    Parameters and losses are float32, whatever the dtype of the activation. Nothing here waits for the device.
+    """
+
+    @property
+    def name(self) -> str:
+        """What errors call it."""
+        return type(self).__name__
+
+    @abstractmethod
+    def synthetic_grad(self, h: Tensor, label: Tensor | None = None) -> Tensor:
+        """The predicted gradient at `h`: shape, dtype and device of `h`, contiguous, without a graph."""
+
+    @abstractmethod
+    def learn(self, h: Tensor, label: Tensor | None, true_grad: Tensor) -> Tensor:
+        """Adds the gradient of the interface's own loss on one microbatch to its parameters' `.grad`.
+
+        Never zeroes a gradient, never modifies an argument, and works under the caller's `torch.no_grad()` too.
+
+        Args:    true_grad: the gradient that came home for `h`, of its shape.
+        Returns: what synthetic_grad(h, label) would give now, from the same computation; for metrics.
+        """
+
+    def statistics(self) -> list[Tensor]:
+        """Sums since the last end_step that data-parallel replicas must average: live tensors, to be written into."""
+        return []
+
+    def end_step(self, num_learned: int) -> None:
+        """Folds the statistics, averaged by now, into the buffers and resets them; `num_learned` microbatches."""
+        return
+
+    def checked(self, gradient: Tensor, h: Tensor) -> Tensor:
+        """`gradient` as the answer for `h`: detached, contiguous, in the dtype of `h`.
+
+        Raises:  ValueError: its shape is not that of `h`.
+        """
+        if gradient.shape != h.shape:
+            raise ValueError(
+                f"interface {self.name} returned shape {tuple(gradient.shape)} for an activation of shape "
+                f"{tuple(h.shape)}: a synthetic gradient must have the activation's shape"
+            )
+        return gradient.detach().to(h.dtype).contiguous()
+
+
+class Regressed(Interface):
+    """An interface whose regression target is the true gradient itself.
+
+    A subclass writes `forward(h, label)`, with `h` in float32, in units of the running RMS of the true gradient:
+    gradients shrink with the batch and change in size during training, and an optimizer with a fixed step should not
+    see that. Before the first end_step the RMS is 0, so is every synthetic gradient, and learn() scales each target by
+    its own RMS.
+
+    Args:    normalise: True: the loss is the mean squared error of the scaled target. False: the setting of the paper,
+             no scale, the squared error summed over the features and averaged over the batch.
+    """
+
+    rms: Tensor
+    square_sum: Tensor
+    count: Tensor
+
+    def __init__(self, *, normalise: bool = True) -> None:
+        super().__init__()
+        self.normalise = normalise
+        self.register_buffer("rms", torch.tensor(0.0 if normalise else 1.0, dtype=torch.float32))
+        # not persistent: empty between steps, which is when states are saved
+        self.register_buffer("square_sum", torch.zeros((), dtype=torch.float32), persistent=False)
+        self.register_buffer("count", torch.zeros((), dtype=torch.float32), persistent=False)
+
+    @abstractmethod
+    def forward(self, h: Tensor, label: Tensor | None = None) -> Tensor:
+        """The gradient at `h` in units of the running RMS, of the shape of `h`."""
+
+    def synthetic_grad(self, h: Tensor, label: Tensor | None = None) -> Tensor:
+        with torch.no_grad():
+            return self.checked(self._predict(h, label) * self.rms, h)
+
+    def learn(self, h: Tensor, label: Tensor | None, true_grad: Tensor) -> Tensor:
+        if true_grad.shape != h.shape:  # the loss would broadcast it
+            raise ValueError(
+                f"true_grad has shape {tuple(true_grad.shape)} for an activation of shape {tuple(h.shape)}: "
+                f"a gradient has the activation's shape"
+            )
+        with torch.enable_grad(), full_precision(h):
+            prediction = self._predict(h, label)
+            synthetic = self.checked(prediction.detach() * self.rms, h)
+            loss = self._loss(prediction, true_grad.detach().float())
+            if loss.requires_grad:
+                torch.autograd.backward(loss)
+        return synthetic
+
+    def statistics(self) -> list[Tensor]:
+        return [self.square_sum, self.count] if self.normalise else []
+
+    @torch.no_grad()
+    def end_step(self, num_learned: int) -> None:
+        if not self.normalise or num_learned == 0:
+            return
+        now = (self.square_sum / self.count).sqrt()
+        self.rms.copy_(torch.where(self.rms > 0, RMS_DECAY * self.rms + (1 - RMS_DECAY) * now, now))
+        self.square_sum.zero_()
+        self.count.zero_()
+
+    def _predict(self, h: Tensor, label: Tensor | None) -> Tensor:
+        with precision_of(h):
+            prediction: Tensor = self(h.detach().float(), label)
+        return prediction.float()
+
+    def _loss(self, prediction: Tensor, target: Tensor) -> Tensor:
+        if not self.normalise:
+            return (prediction - target).square().sum() / target.shape[0]
+        square_sum = target.square().sum()
+        self.square_sum += square_sum
+        self.count += target.numel()
+        scale = torch.where(self.rms > 0, self.rms, (square_sum / target.numel()).sqrt()).clamp_min(RMS_FLOOR)
+        return (prediction - target / scale).square().mean()
+
+
+class Custom(Regressed):
+    """A predictor of your own: any module called as `module(h, label)`.
+
+    Args:    module: returns the shape of `h`; must not modify `h` in place; its parameters become float32.
+             normalise: as in Regressed.
+    Shapes:  any h, any label -> the shape of h.
+    """
+
+    def __init__(self, module: nn.Module, *, normalise: bool = True) -> None:
+        super().__init__(normalise=normalise)
+        self.module = module.float()
+
+    @property
+    def name(self) -> str:
+        return type(self.module).__name__
+
+    def forward(self, h: Tensor, label: Tensor | None = None) -> Tensor:
+        prediction: Tensor = self.module(h, label)
+        return prediction
+
+
+def precision_of(h: Tensor) -> torch.autocast:
+    """Autocast to the dtype of `h` if that is bfloat16 or float16, else none: the caller's own autocast has no say."""
+    low = h.dtype in (torch.bfloat16, torch.float16)
+    # no cache: inside a caller's autocast its half-precision copies of the weights would outlive the optimizer step
+    return torch.autocast(h.device.type, dtype=h.dtype if low else None, enabled=low, cache_enabled=False)
+
+
+def full_precision(h: Tensor) -> torch.autocast:
+    """No autocast on the device of `h`: around a backward, which the caller's autocast would otherwise reach."""
+    return torch.autocast(h.device.type, enabled=False)
+
+
+def start_at_zero(layer: LayerT) -> LayerT:
+    """Zeroes a last layer, so that an untrained interface moves no weight (Jaderberg et al. 2016)."""
+    for parameter in layer.parameters():
+        nn.init.zeros_(parameter)
+    return layer
+
+
+def check_num_hidden(name: str, num_hidden: int) -> None:
+    """Raises ValueError unless 0 <= num_hidden <= 2, the range of the paper."""
+    if num_hidden not in (0, 1, 2):
+        raise ValueError(
+            f"num_hidden = {num_hidden}: {name} takes 0, 1 or 2 hidden layers; for more, wrap your own in Custom"
+        )

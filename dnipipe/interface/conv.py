@@ -1,0 +1,59 @@
+"""A small convolutional network as the interface of convolutional layers: the image keeps its resolution.
+
+Source: Jaderberg et al. 2016: 5x5 convolutions without pooling; the label enters as constant one-hot channels.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from .base import Regressed, check_num_hidden, start_at_zero
+from .conditional import one_hot_channels, require_label
+
+
+class Conv(Regressed):
+    """Predicts the loss gradient at a stage's output by num_hidden ReLU convolutions and a last one, zero at first.
+
+    Args:    channels: C. num_classes: 0 ignores the label, more than 0 makes it conditional (cDNI).
+             num_hidden: 0 to 2. width: channels of the hidden layers; None = C. kernel_size: odd.
+             batch_norm: normalise the hidden layers by the statistics of the microbatch. normalise: as in Regressed.
+    Shapes:  h (B, C, H, W) with label (B,) -> (B, C, H, W).
+    Raises:  ValueError: an even kernel_size; num_hidden outside 0 to 2; num_classes > 0 and no label of shape (B,).
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        num_classes: int = 0,
+        *,
+        num_hidden: int = 1,
+        width: int | None = None,
+        kernel_size: int = 5,
+        batch_norm: bool = False,
+        normalise: bool = True,
+    ) -> None:
+        super().__init__(normalise=normalise)
+        check_num_hidden(type(self).__name__, num_hidden)
+        if kernel_size < 1 or kernel_size % 2 == 0:
+            raise ValueError(
+                f"kernel_size = {kernel_size}: only an odd kernel keeps height and width; take {kernel_size + 1}"
+            )
+        self.num_classes = num_classes
+        sizes = [channels + num_classes] + [width or channels] * num_hidden + [channels]
+        self.layers = nn.Sequential()
+        for size, next_size in zip(sizes, sizes[1:], strict=False):
+            if len(self.layers) > 0:
+                if batch_norm:
+                    # no running statistics: predictions are wanted in training only, and leave no state behind then
+                    self.layers.append(nn.BatchNorm2d(size, track_running_stats=False))
+                self.layers.append(nn.ReLU())
+            self.layers.append(nn.Conv2d(size, next_size, kernel_size, padding=kernel_size // 2))
+        start_at_zero(self.layers[-1])
+
+    def forward(self, h: Tensor, label: Tensor | None = None) -> Tensor:
+        x = h
+        if self.num_classes > 0:
+            batch, _, height, width = h.shape
+            label = require_label(type(self).__name__, self.num_classes, label, (batch,))
+            x = torch.cat([h, one_hot_channels(label, self.num_classes, height, width)], dim=1)
+        gradient: Tensor = self.layers(x)
+        return gradient
