@@ -1,0 +1,90 @@
+"""The contract of a boundary: two sides, and one exchange after the other.
+
+    stage k    exchange(send=[h0], receive=[])    exchange(send=[h2], receive=[g0])   ...
+    stage k+1  exchange(send=[], receive=[h0])    exchange(send=[g0], receive=[h2])   ...
+
+The n-th exchange of one side meets the n-th exchange of the other. What one side sends, in number, shape and dtype, is
+what the other receives. Posting never blocks; `Exchange.wait` does. A boundary does not look at what it carries.
+"""
+
+from __future__ import annotations
+
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+from torch import Tensor
+
+
+class BoundaryError(RuntimeError):
+    """A neighbour did not answer: names rank, stage, microbatch, peer and the seconds waited."""
+
+
+class Exchange(ABC):
+    """One rendezvous under way. The tensors given to `Boundary.exchange` belong to it until `wait` returns."""
+
+    def __init__(self, boundary: Boundary, microbatch: int) -> None:
+        self.boundary = boundary
+        self.microbatch = microbatch
+        self._done = False
+        self._failure: BoundaryError | None = None
+
+    def wait(self) -> None:
+        """Blocks until what was to be received is there (on CUDA: until the current stream may read it).
+
+        May be called again: only the first call waits, and its error is that of every call.
+        Raises: BoundaryError after `timeout_s`, or when the peer is gone.
+        """
+        if self._done:
+            return
+        if self._failure is not None:
+            raise self._failure
+        start = time.perf_counter()
+        try:
+            self._wait()
+        except BoundaryError as error:  # of an older exchange, which it names
+            self._failure = error
+            raise
+        except (RuntimeError, TimeoutError) as error:
+            seconds = time.perf_counter() - start
+            self._failure = BoundaryError(self.boundary.describe_failure(self.microbatch, seconds, error))
+            raise self._failure from error
+        finally:
+            self.boundary.wait_s += time.perf_counter() - start
+        self._done = True
+
+    @abstractmethod
+    def _wait(self) -> None:
+        """Waits once. Raises: RuntimeError or TimeoutError; BoundaryError for another exchange than this."""
+
+
+class Boundary(ABC):
+    """One side of the cut between two neighbouring stages.
+
+    Args:   rank, stage: of this side. peer, peer_stage: of the other side (global rank, stage index).
+            timeout_s: seconds that one wait may take; more than 0.
+    Fields: wait_s: seconds this side spent in `wait` so far (host time).
+    """
+
+    def __init__(self, *, rank: int, stage: int, peer: int, peer_stage: int, timeout_s: float) -> None:
+        if timeout_s <= 0:
+            raise ValueError(f"timeout_s must be more than 0 seconds, got {timeout_s}")
+        self.rank, self.stage, self.peer, self.peer_stage = rank, stage, peer, peer_stage
+        self.timeout_s = timeout_s
+        self.wait_s = 0.0
+
+    @abstractmethod
+    def exchange(self, send: Sequence[Tensor], receive: Sequence[Tensor], *, microbatch: int) -> Exchange:
+        """Posts one exchange and returns at once.
+
+        Args: send: contiguous tensors, not to be changed before `wait` returns. receive: contiguous tensors that are
+              overwritten by what the peer sends. microbatch: only named in errors.
+        """
+
+    def describe_failure(self, microbatch: int, seconds: float, error: Exception) -> str:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        return (
+            f"rank {self.rank} (stage {self.stage}) waited {seconds:.1f} s, at most {self.timeout_s:g} s, for rank "
+            f"{self.peer} (stage {self.peer_stage}) at microbatch {microbatch}: that rank is stopped, dead or far "
+            f"behind. Look at its log first. ({reason})"
+        )

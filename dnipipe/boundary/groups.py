@@ -1,0 +1,50 @@
+"""A process group of its own for each boundary, made by the pipeline's ranks alone.
+
+torch names a group made with `use_local_synchronization` after its ranks and the number of groups that the process is
+in. Two ranks that are in different numbers of groups look for each other under different names, and hang. So the ranks
+first level their numbers, then make the groups in two rounds in which every rank makes exactly one:
+
+    round 0   (0 1) (2 3) (4)
+    round 1   (0) (1 2) (3 4)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import timedelta
+from typing import Any
+
+import torch.distributed as dist
+from torch.distributed import distributed_c10d
+
+
+def boundary_groups(
+    ranks: Sequence[int], stage: int, group: dist.ProcessGroup | None, timeout_s: float
+) -> tuple[dist.ProcessGroup | None, dist.ProcessGroup | None]:
+    """The groups of (the boundary above `stage`, the boundary below it); None at the ends of the pipeline.
+
+    Args: ranks: global ranks of the stages, in order. group: of all of them; every one must call this at the same time.
+    """
+    _level(group, timeout_s)
+    by_round: list[dist.ProcessGroup] = []
+    for first_upper in (0, 1):
+        upper = stage if (stage - first_upper) % 2 == 0 else stage - 1
+        members = [ranks[each] for each in (upper, upper + 1) if 0 <= each < len(ranks)]
+        by_round.append(_new_group(members, timeout_s))
+    below, above = by_round if stage % 2 == 0 else reversed(by_round)
+    return (above if stage > 0 else None), (below if stage < len(ranks) - 1 else None)
+
+
+def _level(group: dist.ProcessGroup | None, timeout_s: float) -> None:
+    """Puts every rank into the same number of groups, by groups of itself alone."""
+    own = len(distributed_c10d._world.pg_names)
+    counts: list[Any] = [None] * dist.get_world_size(group)
+    dist.all_gather_object(counts, own, group=group)
+    for _ in range(max(counts) - own):
+        _new_group([dist.get_rank()], timeout_s)
+
+
+def _new_group(ranks: list[int], timeout_s: float) -> dist.ProcessGroup:
+    group = dist.new_group(sorted(ranks), timeout=timedelta(seconds=timeout_s), use_local_synchronization=True)
+    assert isinstance(group, dist.ProcessGroup), "new_group of the own rank returns a group"
+    return group

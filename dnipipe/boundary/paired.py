@@ -1,0 +1,93 @@
+"""The paired exchange over torch.distributed: all that crosses at one time goes in one `batch_isend_irecv`.
+
+Each boundary has a process group of its own two ranks, so that a slow neighbour on one side never blocks the other.
+One group carries both directions in one fixed order, because NCCL ignores tags and gives each pair of ranks one stream:
+a gradient posted out of order would wait behind the activation it should have passed.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Sequence
+from datetime import timedelta
+
+import torch.distributed as dist
+from torch import Tensor
+
+from .base import Boundary, BoundaryError, Exchange
+
+# The host may run this many exchanges ahead of a GPU before it makes sure that the oldest has really taken place.
+# Without a bound, a dead neighbour would only be noticed by NCCL's watchdog, which cannot name a microbatch.
+HOST_LEAD = 16
+
+
+class PairedBoundary(Boundary):
+    """One side of a cut over a two-rank process group.
+
+    Args: group: holds exactly this rank and `peer`. The rest as in Boundary.
+    """
+
+    def __init__(
+        self, group: dist.ProcessGroup, *, rank: int, stage: int, peer: int, peer_stage: int, timeout_s: float
+    ) -> None:
+        super().__init__(rank=rank, stage=stage, peer=peer, peer_stage=peer_stage, timeout_s=timeout_s)
+        self.group = group
+        self._unconfirmed: deque[_PairedExchange] = deque()
+
+    def exchange(self, send: Sequence[Tensor], receive: Sequence[Tensor], *, microbatch: int) -> Exchange:
+        operations = [dist.P2POp(dist.isend, tensor, self.peer, self.group) for tensor in send]
+        operations += [dist.P2POp(dist.irecv, tensor, self.peer, self.group) for tensor in receive]
+        exchange = _PairedExchange(self, microbatch, [*send, *receive])
+        try:
+            exchange.works = dist.batch_isend_irecv(operations) if operations else []
+        except RuntimeError as error:
+            # A peer that has finished its last step may be gone while the last gradients are still offered to it. Only
+            # who still needs something from it, and so waits, has been let down.
+            exchange.refused = error
+        return exchange
+
+    def bound_host_lead(self, newest: _PairedExchange) -> None:
+        """CUDA only: the host goes no further than HOST_LEAD exchanges beyond what the GPU has done."""
+        self._unconfirmed.append(newest)
+        while len(self._unconfirmed) > HOST_LEAD:
+            self._unconfirmed.popleft().confirm()
+
+
+class _PairedExchange(Exchange):
+    boundary: PairedBoundary
+
+    def __init__(self, boundary: PairedBoundary, microbatch: int, tensors: list[Tensor]) -> None:
+        super().__init__(boundary, microbatch)
+        self.works: list[dist.Work] = []
+        self.refused: RuntimeError | None = None
+        # gloo cancels a send whose Work is dropped, and reads the tensor as late as the peer's receive: keep both.
+        self._tensors = tensors
+        self._on_gpu = bool(tensors) and tensors[0].is_cuda
+
+    def _wait(self) -> None:
+        if self.refused is not None:
+            raise self.refused
+        if self._on_gpu:
+            for work in self.works:
+                work.wait()  # makes the current stream wait, not the host
+            self.boundary.bound_host_lead(self)
+        else:
+            # gloo blocks until its timeout when a finished Work is waited for again, even to learn that it failed.
+            works, self.works = self.works, []
+            deadline = time.perf_counter() + self.boundary.timeout_s
+            for work in works:
+                left_s = max(deadline - time.perf_counter(), 0.001)  # 0 would mean no timeout
+                work.wait(timedelta(seconds=left_s))
+        self._tensors = []
+
+    def confirm(self) -> None:
+        """Blocks the host until the GPU has done this exchange. Raises: BoundaryError."""
+        start = time.perf_counter()
+        while not all(work.is_completed() for work in self.works):
+            seconds = time.perf_counter() - start
+            if seconds > self.boundary.timeout_s:
+                error = TimeoutError("the GPU did not finish the exchange")
+                raise BoundaryError(self.boundary.describe_failure(self.microbatch, seconds, error))
+            time.sleep(0.0002)
+        self.works = []

@@ -1,0 +1,76 @@
+"""Runs one function on several ranks: real processes, real torch.distributed over gloo, results by rank."""
+
+from __future__ import annotations
+
+import multiprocessing as mp
+import os
+import queue
+import tempfile
+import time
+import traceback
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+# The fork server imports torch once; each rank is then a fork of it, which takes 50 ms instead of 4 s.
+_CONTEXT = mp.get_context("forkserver")
+_CONTEXT.set_forkserver_preload(["torch", "torch.distributed.pipelining", "torch.distributed.fsdp", "tests.ranks"])
+
+
+def _rank_main(rank: int, world: int, body: Callable[..., Any], args: tuple[Any, ...], path: str, out: Any) -> None:
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    try:
+        store = f"file://{path}"
+        dist.init_process_group("gloo", init_method=store, rank=rank, world_size=world, timeout=timedelta(seconds=60))
+        result = body(rank, world, *args)
+        out.put((rank, None, result))
+        out.close()
+        out.join_thread()
+        dist.destroy_process_group()
+    except BaseException:
+        out.put((rank, traceback.format_exc(), None))
+        out.close()
+        out.join_thread()
+        os._exit(1)
+
+
+def start_ranks(world: int, body: Callable[..., Any], *args: Any) -> tuple[list[Any], Any]:
+    """Starts `body(rank, world, *args)` on each rank. Returns the processes and the queue of (rank, error, result)."""
+    out = _CONTEXT.Queue()
+    path = os.path.join(tempfile.mkdtemp(prefix="dnipipe-"), "store")
+    processes = [
+        _CONTEXT.Process(target=_rank_main, args=(rank, world, body, args, path, out)) for rank in range(world)
+    ]
+    for process in processes:
+        process.start()
+    return processes, out
+
+
+def run_ranks(world: int, body: Callable[..., Any], *args: Any, timeout_s: float = 100.0) -> list[Any]:
+    """What `body(rank, world, *args)` returned on each rank. The first rank to fail ends the others and the test."""
+    processes, out = start_ranks(world, body, *args)
+    results: dict[int, Any] = {}
+    deadline = time.monotonic() + timeout_s
+    try:
+        while len(results) < world:
+            try:
+                rank, error, result = out.get(timeout=max(0.1, deadline - time.monotonic()))
+            except queue.Empty:
+                missing = sorted(set(range(world)) - set(results))
+                raise TimeoutError(f"ranks {missing} did not finish within {timeout_s} s") from None
+            if error is not None:
+                raise RuntimeError(f"rank {rank} of {world} failed:\n{error}")
+            results[rank] = result
+        for process in processes:
+            process.join(timeout=20)
+            assert process.exitcode == 0, f"a rank left with exit code {process.exitcode}"
+    finally:
+        for process in processes:
+            if process.is_alive():
+                process.kill()
+            process.join()
+    return [results[rank] for rank in range(world)]
