@@ -1,0 +1,100 @@
+"""Puts a stage's parts together: boundaries and ledgers before the first message, predictors once shapes are known."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from ..boundary import PairedBoundary, boundary_groups
+from ..interface import Custom, Interface, Learner, TensorMeta, build_interface
+from . import torch_names
+from .agreement import GIVEN, Agreement, Facts, agree
+from .flow import Flow
+from .ledger import Downward, Upward
+from .policy import Policy
+from .replicas import averager, replica_groups
+
+InterfaceChoice = str | nn.Module | Sequence[str | nn.Module] | None
+OptimizerFactory = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
+
+
+def as_list(interface: InterfaceChoice) -> list[str | nn.Module]:
+    if interface is None:
+        return []
+    if isinstance(interface, str) or (isinstance(interface, nn.Module) and not isinstance(interface, nn.ModuleList)):
+        return [interface]
+    return list(interface)
+
+
+def interface_names(given: Sequence[str | nn.Module]) -> tuple[str, ...]:
+    return tuple(each if isinstance(each, str) else f"{GIVEN}{type(each).__name__}" for each in given)
+
+
+def open_flow(stage: Any, num_microbatches: int, policy: Policy, timeout_s: float) -> Flow:
+    """The flow of a stage with its two boundaries. Every rank of the pipeline must call it at the same time."""
+    here, device = stage.stage_index, torch.device(stage.device)
+    of_group = dist.get_process_group_ranks(stage.group or dist.group.WORLD)
+    ranks = [of_group[stage.stage_index_to_group_rank[each]] for each in range(stage.num_stages)]
+    above, below = boundary_groups(ranks, here, stage.group, timeout_s)
+
+    def boundary(group: dist.ProcessGroup, there: int) -> PairedBoundary:
+        return PairedBoundary(
+            group, rank=ranks[here], stage=here, peer=ranks[there], peer_stage=there, timeout_s=timeout_s
+        )
+
+    return Flow(
+        stage=here,
+        num_stages=stage.num_stages,
+        num_microbatches=num_microbatches,
+        policy=policy,
+        up=Upward(boundary(above, here - 1), device) if above is not None else None,
+        down=Downward(boundary(below, here + 1), device) if below is not None else None,
+        device=device,
+    )
+
+
+def agree_over(facts: Facts, stage: Any) -> Agreement:
+    """Every rank of the pipeline must call it at the same time; see agreement.py."""
+    everyone: list[Any] = [None] * stage.num_stages
+    dist.all_gather_object(everyone, facts, group=stage.group)
+    everyone.sort(key=lambda fact: fact.stage)
+    return agree(everyone, stage.stage_index)
+
+
+def set_metas(flow: Flow, stage: Any, agreement: Agreement) -> None:
+    """What each training exchange carries down: the outputs, and a relayed label."""
+    meta = agreement.label
+    label = ((torch.Size(meta.shape), meta.dtype),) if meta is not None else ()
+    if flow.up is not None:
+        flow.up.metas = torch_names.input_metas(stage)
+        flow.up.metas += label if agreement.relays_label_to(stage.stage_index) else ()
+    if flow.down is not None:
+        flow.down.metas = torch_names.output_metas(stage)
+        flow.down.metas += label if agreement.relays_label_to(stage.stage_index + 1) else ()
+
+
+def build_learner(
+    stage: Any,
+    agreement: Agreement,
+    given: Sequence[str | nn.Module],
+    optimizer: OptimizerFactory | None,
+    groups: Sequence[dist.ProcessGroup] | None,
+) -> Learner:
+    """The predictors agreed upon, on the stage's device, averaged over the stage's data-parallel replicas."""
+    outputs = zip(torch_names.output_metas(stage), agreement.needs_grad, strict=True)
+    metas = [TensorMeta(tuple(shape), dtype) for (shape, dtype), needed in outputs if needed]
+    modules = iter(each for each in given if isinstance(each, nn.Module))
+    interfaces: list[Interface] = []
+    for name, meta in zip(agreement.interfaces, metas, strict=True):
+        if name.startswith(GIVEN):
+            module = next(modules)
+            interfaces.append(module if isinstance(module, Interface) else Custom(module))
+        else:
+            interfaces.append(build_interface(name, meta, num_classes=agreement.num_classes, label=agreement.label))
+    average = averager(replica_groups(stage.submod) if groups is None else groups)
+    device = torch.device(stage.device)
+    return Learner([each.to(device) for each in interfaces], optimizer, average)

@@ -1,0 +1,263 @@
+"""ScheduleDNI: torch's pipeline schedule, without the bubble.
+
+    ScheduleDNI(stage, n_microbatches=M, loss_fn=f).step(x, target=y)        # where Schedule1F1B stood
+
+    1F1B, stage 0   F0 F1 .. B0 .. B1      (waits for stage 1 to answer)
+    DNI,  stage 0   F0 B0 F1 B1 F2 B2      (B0 uses a predicted gradient; the true one comes beside h2 and teaches)
+
+The class only translates between torch's stage and `Flow`, which holds the algorithm.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.pipelining.schedules import PipelineScheduleSingle
+
+from ..boundary import BoundaryError
+from ..observe.trace import Trace
+from . import torch_names
+from .assembly import InterfaceChoice, as_list
+from .flow import Flow
+from .policy import DEFAULT_LAG, Policy
+from .preparation import Batch, Preparation
+from .watch import Watch
+
+LABELS = ("auto", "local", "relay", "none")
+
+
+class ScheduleDNI(PipelineScheduleSingle):
+    """A drop-in for torch's Schedule1F1B whose stages never wait for a gradient.
+
+    Args (the first seven as torch's Schedule1F1B):
+      stage: a torch PipelineStage, one per rank. n_microbatches: M, any number >= 1, also below the number of stages.
+      interface: how to predict the gradient at this stage's output: a name ("linear", "mlp", "conv", "local_head",
+        "transformer"), an Interface or any module called as module(activation, label), one per output that needs a
+        gradient; None chooses by the activation and the label.
+      interface_optimizer: parameters -> Optimizer of the predictors; None: Adam, 1e-3.
+      policy: "wait" (true gradients, as 1F1B), "synthetic", or "auto": wait for `unlock_after_steps` (200) step()
+        calls, then synthetic.
+      lag: microbatches between an activation and the true gradient that trains its predictor; also how far a stage may
+        lead the next one. At least 1.
+      num_classes: of the labels; None reads it off the last stage's output.
+      labels: "local" (every rank passes target=), "relay" (the first stage's travel with the activations), "none";
+        "auto" takes what is there. label_fn: derives them on the first stage, as label_fn(*args, **kwargs) of one
+        microbatch.
+      check_every_steps: how often, in step() calls, the stages agree by one small all-reduce whether to fall back to
+        `wait`; the only collective across stages after the first step. 0: never. fall_back: False only warns.
+      timeout_s: seconds that a rank waits for a neighbour. data_parallel_groups: where this stage's replicas are; None
+        finds DDP and FSDP2. trace: records what this rank does when.
+    Raises: ValueError for bad values; BoundaryError (rank, stage, microbatch, peer, seconds) when a neighbour is lost.
+    Source: Jaderberg et al. 2016, Decoupled Neural Interfaces using Synthetic Gradients.
+    """
+
+    def __init__(
+        self,
+        stage: Any,
+        n_microbatches: int,
+        loss_fn: Callable[..., Tensor] | None = None,
+        args_chunk_spec: Any = None,
+        kwargs_chunk_spec: Any = None,
+        output_merge_spec: Any = None,
+        scale_grads: bool = True,
+        *,
+        interface: InterfaceChoice = None,
+        interface_optimizer: Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer] | None = None,
+        policy: str = "auto",
+        lag: int = DEFAULT_LAG,
+        unlock_after_steps: int | None = None,
+        num_classes: int | None = None,
+        labels: str = "auto",
+        label_fn: Callable[..., Tensor] | None = None,
+        check_every_steps: int = 100,
+        fall_back: bool = True,
+        timeout_s: float = 600.0,
+        data_parallel_groups: Sequence[dist.ProcessGroup] | None = None,
+        trace: Trace | None = None,
+    ) -> None:
+        self.policy = Policy(policy, lag, unlock_after_steps)
+        _check_arguments(stage, n_microbatches, labels, check_every_steps, timeout_s)
+        super().__init__(
+            stage, n_microbatches, loss_fn, args_chunk_spec, kwargs_chunk_spec, output_merge_spec, scale_grads
+        )
+        device = torch.device(stage.device)
+        self.trace = trace or Trace(rank=dist.get_rank(), stage=stage.stage_index, device=device, enabled=False)
+        self._watch = Watch(check_every_steps, fall_back, stage.group)
+        self._preparation = Preparation(
+            policy=self.policy,
+            given=as_list(interface),
+            interface_optimizer=interface_optimizer,
+            num_classes=num_classes,
+            labels=labels,
+            label_fn=label_fn if stage.is_first else None,
+            timeout_s=timeout_s,
+            data_parallel_groups=data_parallel_groups,
+            stage=stage,
+        )
+        self._flow: Flow | None = None
+        self._resume: dict[str, Any] | None = None
+
+    def _step_microbatches(
+        self,
+        arg_mbs: list[Any] | None = None,
+        kwarg_mbs: list[Any] | None = None,
+        target_mbs: list[Any] | None = None,
+        losses: list[Tensor] | None = None,
+        return_outputs: bool = True,
+        loss_kwargs: dict[str, Any] | None = None,
+        **_: Any,
+    ) -> None:
+        """What torch's step() and eval() call, with the microbatches split."""
+        args, kwargs = torch_names.check_inputs(self, arg_mbs, kwarg_mbs, target_mbs, losses)
+        batch = Batch(args, kwargs, target_mbs, return_outputs, loss_kwargs)
+        try:
+            flow = self._flow = self._preparation.prepare(self, self._flow, batch)
+            if self._has_backward:
+                self._restore()
+                self._train(flow, batch)
+            else:
+                self._evaluate(flow, batch)
+        except BoundaryError:
+            print(self.dump_state(), file=sys.stderr, flush=True)
+            raise
+        torch_names.publish_losses(self, losses)
+        if self._has_backward:
+            self._stage.perform_reduce_grad(self._n_microbatches if self.scale_grads else 1)
+            flow.end_step()
+            self._watch.after_step(flow)
+
+    def _train(self, flow: Flow, batch: Batch) -> None:
+        flow.begin_step()
+        for slot in range(self._n_microbatches + flow.delay):
+            if slot < self._n_microbatches:
+                self._forward(flow, batch, slot)
+            else:
+                flow.send_nothing()
+            if slot >= flow.delay:
+                self._backward(flow, slot - flow.delay)
+
+    def _forward(self, flow: Flow, batch: Batch, microbatch: int) -> None:
+        stage, agreement, received = self._stage, self._preparation.agreed, None
+        if not stage.is_first:
+            with self.trace.span("wait", microbatch=microbatch):
+                received = flow.receive()
+        if received is not None and agreement.relays_label_to(stage.stage_index):
+            label: Tensor | None = received.pop()
+        else:
+            label = self._preparation.label(batch, microbatch)
+        with self.trace.span("forward", microbatch=microbatch):
+            output, outputs = torch_names.forward(
+                stage, microbatch, received, batch.args[microbatch], batch.kwargs[microbatch], save=batch.save_outputs
+            )
+            if not stage.is_last:
+                flow.send(outputs, agreement.needs_grad, label, agreement.relays_label_to(stage.stage_index + 1))
+            else:
+                flow.send((), (), None, False)
+                flow.report_loss(torch_names.compute_loss(self, output, batch.targets, microbatch, batch.loss_kwargs))
+
+    def _backward(self, flow: Flow, microbatch: int) -> None:
+        loss, output_grads = None, None
+        if self._stage.is_last:
+            loss = self._internal_losses[microbatch]
+        else:
+            with self.trace.span("wait" if flow.waits else "predict", microbatch=microbatch):
+                output_grads = flow.output_grads()
+        with self.trace.span("backward", microbatch=microbatch):
+            last = microbatch == self._n_microbatches - 1
+            needs_grad = self._preparation.agreed.needs_grad
+            grads = torch_names.backward(self._stage, microbatch, output_grads, needs_grad, loss, last=last)
+        flow.give(grads)
+        with self.trace.span("learn", microbatch=microbatch):
+            flow.settle()
+
+    def _evaluate(self, flow: Flow, batch: Batch) -> None:
+        """Forward only. Training exchanges under way are completed first; what they carry stays as it is."""
+        stage = self._stage
+        flow.drain()
+        sent = []
+        for microbatch in range(self._n_microbatches):
+            received = None if stage.is_first else flow.pass_receive(torch_names.input_metas(stage))
+            args, kwargs = batch.args[microbatch], batch.kwargs[microbatch]
+            with self.trace.span("eval", microbatch=microbatch), torch.no_grad():
+                output, outputs = torch_names.forward(
+                    stage, microbatch, received, args, kwargs, save=batch.save_outputs
+                )
+                stage.fwd_cache.pop(microbatch)
+                if batch.targets is not None and stage.is_last and self._loss_fn is not None:
+                    torch_names.compute_loss(self, output, batch.targets, microbatch, batch.loss_kwargs)
+            sent.append(flow.pass_down(outputs))
+        for wait in sent:
+            wait()
+
+    def flush(self) -> None:
+        """Takes in all true gradients still on their way, and lets the predictors learn from them.
+
+        Every rank must call it after the same step(). Training goes on afterwards as if it had just begun to unlock.
+        """
+        if self._flow is not None:
+            self._flow.flush()
+
+    def reset_shapes(self) -> None:
+        """Tells that the next step() has inputs of other shapes. Every rank must call it after the same step().
+
+        Not needed where every rank passes target= and its shape changes too.
+        """
+        self._preparation.reset_shapes(self, self._flow)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Predictors, their optimizer, counters, what is in flight. Saving changes nothing. Every rank must call it."""
+        if self._flow is None or self._resume is not None:
+            return self._resume or {}
+        return {"flow": self._flow.state_dict(), "watch": self._watch.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Goes on where `state_dict` was called. Every rank must call it, before its next step()."""
+        self._resume = state or None
+        if self._flow is not None and self._preparation.agreement is not None:
+            self._restore()
+
+    def _restore(self) -> None:
+        """Before the first step there are no predictors to restore, so a state that was loaded waits until then."""
+        if self._resume is not None and self._flow is not None:
+            self._flow.load_state_dict(self._resume["flow"])
+            self._watch.load_state_dict(self._resume["watch"])
+            self._resume = None
+
+    @property
+    def metrics(self) -> dict[str, float | int | str]:
+        """step, policy, loss (the newest true mean loss of a step known here) and loss_step, cosine and r2 of this
+        stage's predictors, in_flight (microbatches whose true gradient is outstanding), wait_s (seconds waited for
+        neighbours).
+
+        Reads from the device, so it waits for it. loss is nan until the first has arrived.
+        """
+        if self._flow is None:
+            return {"step": 0, "policy": "wait", "loss": float("nan"), "loss_step": -1}
+        return self._flow.metrics()
+
+    def dump_state(self) -> str:
+        """One line that says where this rank stands, for a log."""
+        flow, stage = self._flow, self._stage
+        where = f"[dnipipe] rank {dist.get_rank()}, stage {stage.stage_index} of {stage.num_stages}"
+        return f"{where}: not started" if flow is None else f"{where}: {flow.describe()}"
+
+
+def _check_arguments(stage: Any, n_microbatches: int, labels: str, check_every_steps: int, timeout_s: float) -> None:
+    if stage.num_stages != stage.group_size:
+        raise ValueError(
+            f"ScheduleDNI runs one stage per rank: num_stages is {stage.num_stages}, its group has {stage.group_size} "
+            f"ranks; start {stage.num_stages} ranks, or split the model into {stage.group_size} stages"
+        )
+    if n_microbatches < 1:
+        raise ValueError(f"n_microbatches must be at least 1, got {n_microbatches}")
+    if labels not in LABELS:
+        raise ValueError(f"unknown labels {labels!r}: choose one of {', '.join(LABELS)}")
+    if check_every_steps < 0:
+        raise ValueError(f"check_every_steps must be at least 0 steps (0: never), got {check_every_steps}")
+    if timeout_s <= 0:
+        raise ValueError(f"timeout_s must be more than 0 seconds, got {timeout_s}")

@@ -1,0 +1,274 @@
+"""One stage's part in the algorithm, for any engine that can run a microbatch forward and backward.
+
+    begin_step
+      per microbatch   receive -> (forward) -> send -> output_grads -> (backward) -> give -> settle
+    end_step
+
+`output_grads` is the only place where the policies differ: the predicted gradient at once, or the true one when it is
+here. `settle` lets the predictors learn from the true gradients that are due. torch's stages (dni.py) drive it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..interface import Learner
+from .ledger import Downward, Metas, Pending, StepEnd, Upward, empty
+from .policy import Policy
+
+
+class Flow:
+    """Counts microbatches, chooses gradients, keeps the two boundaries of a stage in step.
+
+    Args:   stage, num_stages, num_microbatches: of the pipeline. up, down: the boundaries (None at its ends).
+            learner: the predictors of this stage's outputs (None: none are known, so only `wait` is possible).
+    Fields: step: step() calls so far. microbatch: training microbatches of all complete steps.
+    """
+
+    def __init__(
+        self,
+        *,
+        stage: int,
+        num_stages: int,
+        num_microbatches: int,
+        policy: Policy,
+        up: Upward | None,
+        down: Downward | None,
+        device: torch.device,
+    ) -> None:
+        self.stage, self.num_stages, self.num_microbatches = stage, num_stages, num_microbatches
+        self.policy, self.up, self.down, self.device = policy, up, down, device
+        self.learner: Learner | None = None
+        self.step = self.microbatch = 0
+        self.fell_back = False
+        self._waiting: bool | None = None  # the phase the boundaries are set for
+        self._entry: Pending | None = None
+        self._forwarded = self._answered = 0
+        self._loss_sum: Tensor | None = None
+        self._loss_news = torch.full((2,), float("nan"), dtype=torch.float64, device=device)
+
+    @property
+    def waits(self) -> bool:
+        """Whether the current step uses true gradients only."""
+        return self.fell_back or self.policy.waits(self.step)
+
+    @property
+    def delay(self) -> int:
+        """Microbatches that go forward before the first goes backward."""
+        return self.num_stages - 1 - self.stage if self.waits else 0
+
+    @property
+    def news(self) -> Tensor:
+        """(step, its mean loss), the newest known here; nan before the first."""
+        return self._loss_news if self.down is None else self.down.news[1:]
+
+    def begin_step(self) -> None:
+        if self._waiting is not self.waits:
+            self._change_phase()
+        if self.up is not None:
+            self.up.open(self.microbatch + self.num_microbatches)
+        self._forwarded = self._answered = self.microbatch
+        self._loss_sum = None
+
+    def _change_phase(self) -> None:
+        if self.waits:
+            self.flush()
+        else:
+            self.drain()
+        self._waiting = self.waits
+        if self.waits:
+            step_end = StepEnd.CLOSE
+        else:
+            step_end = StepEnd.AHEAD if self.device.type == "cpu" else StepEnd.HOLD
+        for side, stage in ((self.up, self.stage - 1), (self.down, self.stage)):
+            if side is not None:
+                lag = self.num_stages - 1 - stage if self.waits else self.policy.lag
+                side.restart(self.microbatch, lag=lag, step_end=step_end)
+
+    def receive(self) -> list[Tensor]:
+        """The next activation (and its label, last, where labels are relayed)."""
+        assert self.up is not None, "the first stage receives nothing"
+        return self.up.receive(self._forwarded)
+
+    def send(self, outputs: Sequence[Tensor], needs_grad: Sequence[bool], label: Tensor | None, relayed: bool) -> None:
+        """Sends the outputs of the microbatch just run forward; remembers those that need a gradient, and the label."""
+        microbatch, self._forwarded = self._forwarded, self._forwarded + 1
+        if self.down is None:
+            return
+        # Sent as they are kept: NCCL and gloo read the memory later, and the predictor learns from the same tensors.
+        outputs = [output.detach().contiguous() for output in outputs]
+        kept = tuple(output for output, needed in zip(outputs, needs_grad, strict=True) if needed)
+        if relayed:
+            assert label is not None, "a relayed label is there"
+            outputs.append(label.contiguous())
+        self.down.send(outputs, Pending(microbatch, kept, label))
+
+    def send_nothing(self) -> None:
+        """Under `wait`, after the last activation of a step: only gradients are left to come."""
+        if self.down is not None:
+            self.down.send([])
+
+    def output_grads(self) -> tuple[Tensor, ...]:
+        """The gradients to use for the oldest microbatch that has not gone backward, one per output that needs one."""
+        assert self.down is not None, "the last stage has a loss"
+        if self.waits:
+            self._entry = self.down.arrive()
+            return tuple(self._entry.true_grads)
+        assert self.learner is not None, "without an interface the policy stays at wait"
+        newest = self.down.pending[-1]
+        return self.learner.predict(newest.activations, newest.label)
+
+    def report_loss(self, loss: Tensor) -> None:
+        """The loss of the microbatch just run forward, on the last stage."""
+        loss = loss.detach().double()
+        self._loss_sum = loss if self._loss_sum is None else self._loss_sum + loss
+        if self._forwarded == self.microbatch + self.num_microbatches:
+            mean = self._loss_sum / self.num_microbatches
+            self._loss_news = torch.stack([torch.full_like(mean, self.step), mean])
+
+    def give(self, grads: Sequence[Tensor]) -> None:
+        """Returns the gradients of the received tensors that need one, for the microbatch that went backward."""
+        microbatch, self._answered = self._answered, self._answered + 1
+        if self.up is None:
+            return
+        news = torch.cat([torch.full_like(self.news[:1], microbatch), self.news])
+        self.up.give([grad.contiguous() for grad in grads], news)
+
+    def settle(self) -> None:
+        """Learns from the true gradients that are due after the microbatch that went backward."""
+        if self.down is None:
+            return
+        if self._entry is not None:
+            self._learn(self._entry)
+            self._entry = None
+            return
+        due = self._answered - 1 - self.policy.lag
+        while self.down.pending and self.down.pending[0].microbatch <= due:
+            self._learn(self.down.arrive())
+
+    def _learn(self, entry: Pending) -> None:
+        if self.learner is not None:
+            self.learner.learn(entry.activations, entry.label, entry.true_grads)
+
+    def end_step(self) -> None:
+        """The predictors take their step, once for all true gradients that arrived."""
+        self.microbatch += self.num_microbatches
+        if self.waits:
+            self._drain_sides()
+            if self.down is not None:
+                self.down.restart(self.microbatch)
+        if self.learner is not None:
+            self.learner.end_step()
+        self.step += 1
+
+    def _drain_sides(self) -> None:
+        if self.up is not None:
+            self.up.drain(self.microbatch)
+
+    def drain(self) -> None:
+        """Nothing is on the wire afterwards. Every rank must call it at the same step; it changes no number."""
+        if self.down is not None:
+            self.down.drain()
+        self._drain_sides()
+
+    def flush(self) -> None:
+        """Drains, and lets the predictors learn from all that was outstanding. Every rank must call it."""
+        self.drain()
+        if self.down is not None:
+            while self.down.pending:
+                self._learn(self.down.arrive())
+        if self.learner is not None:
+            self.learner.end_step()
+
+    def pass_receive(self, metas: Metas) -> list[Tensor]:
+        """Evaluation: the next activation, on every stage but the first."""
+        assert self.up is not None, "the first stage receives nothing"
+        received = empty(metas, self.device)
+        self.up.boundary.exchange([], received, microbatch=self.microbatch).wait()
+        return received
+
+    def pass_down(self, outputs: Sequence[Tensor]) -> Callable[[], None]:
+        """Evaluation: sends outputs without expecting anything back. Returns the wait for it."""
+        if self.down is None:
+            return lambda: None
+        outputs = [output.detach().contiguous() for output in outputs]
+        return self.down.boundary.exchange(outputs, [], microbatch=self.microbatch).wait
+
+    def metrics(self) -> dict[str, float | int | str]:
+        """As ScheduleDNI.metrics says."""
+        loss_step, loss = self.news.tolist()
+        sides = [side for side in (self.up, self.down) if side is not None]
+        return {
+            "step": self.step,
+            "policy": "wait" if self.waits else "synthetic",
+            "loss": loss,
+            "loss_step": -1 if math.isnan(loss_step) else int(loss_step),
+            "in_flight": len(self.down.pending) if self.down is not None else 0,
+            "wait_s": sum(side.boundary.wait_s for side in sides),
+            **(self.learner.metrics() if self.learner is not None else {}),
+        }
+
+    def describe(self) -> str:
+        """Where this stage stands, in words."""
+        policy = "wait" if self.waits else "synthetic"
+        pending = [entry.microbatch for entry in self.down.pending] if self.down is not None else []
+        sides = {"previous": self.up, "next": self.down}
+        under_way = "; ".join(
+            f"exchanges under way with the {name} stage {side.under_way}, waited {side.boundary.wait_s:.1f} s"
+            for name, side in sides.items()
+            if side is not None
+        )
+        return (
+            f"step {self.step} ({policy}), microbatch {self._forwarded} forward, {self._answered} backward; "
+            f"pending true gradients {pending}; {under_way}"
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Counters, what is pending with its gradient, predictors and their optimizer. Drains first."""
+        self.drain()
+        pending = self.down.pending if self.down is not None else ()
+        return {
+            "step": self.step,
+            "microbatch": self.microbatch,
+            "num_microbatches": self.num_microbatches,
+            "fell_back": self.fell_back,
+            "news": self.news.clone(),
+            "pending": [
+                {
+                    "microbatch": entry.microbatch,
+                    "activations": list(entry.activations),
+                    "label": entry.label,
+                    "true_grads": list(entry.true_grads),
+                }
+                for entry in pending
+            ],
+            "learner": self.learner.state_dict() if self.learner is not None else None,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Takes up where `state` was made. Every rank must call it, before its next step."""
+        if state["num_microbatches"] != self.num_microbatches:
+            raise ValueError(
+                f"the state counts steps of {state['num_microbatches']} microbatches, this schedule has "
+                f"{self.num_microbatches}: build it with n_microbatches={state['num_microbatches']}"
+            )
+        self.flush()
+        self.step, self.microbatch, self.fell_back = state["step"], state["microbatch"], state["fell_back"]
+        self._waiting = None
+        if self.down is None:
+            self._loss_news = state["news"].to(self.device)
+            return
+        self.down.news = torch.cat([self.down.news[:1], state["news"].to(self.device)])
+        for entry in state["pending"]:
+            tensors = {key: [t.to(self.device) for t in entry[key]] for key in ("activations", "true_grads")}
+            label = entry["label"].to(self.device) if entry["label"] is not None else None
+            self.down.pending.append(
+                Pending(entry["microbatch"], tuple(tensors["activations"]), label, tensors["true_grads"], arrived=True)
+            )
+        if state["learner"] is not None and self.learner is not None:
+            self.learner.load_state_dict(state["learner"])

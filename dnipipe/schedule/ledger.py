@@ -1,0 +1,218 @@
+"""What is in flight on the two boundaries of a stage: which exchange carries what.
+
+Exchange t of a boundary takes activation t down and, beside it, the true gradient of microbatch t - lag up:
+
+    stage k    F0 E0  F1 E1  F2 E2  F3 E3  ...      E2 = {h2 down, g0 up},  E3 = {h3 down, g1 up}   (lag 2)
+    stage k+1  E0 E1  F0 B0 E2  F1 B1 E3  ...       posted as soon as the gradient is ready, waited for at F2, F3
+
+The upper stage posts E(t) once activation t exists and waits for it when it wants gradient t - lag; the lower stage
+posts E(t) once gradient t - lag exists and waits for it when it wants activation t. So a stage leads its successor by
+at most `lag` microbatches, and nobody polls: the same numbers come out whatever the timing.
+
+No deadlock: stage k needs, for microbatch t, its own t - 1, activation t of stage k - 1 and gradient t - lag of stage
+k + 1. The potential 2 t + k is smaller for all three as long as lag >= 1, so there is no circle of waits.
+
+The policy `wait` is the same ledger with lag = num_stages - 1 - k: exactly the microbatches that 1F1B has in flight.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from enum import Enum, auto
+
+import torch
+from torch import Tensor
+
+from ..boundary import Boundary, Exchange
+
+Metas = tuple[tuple[torch.Size, torch.dtype], ...]
+
+# What goes up beside each gradient: its microbatch, and the newest step whose mean loss is known, with that loss.
+# float64 holds a microbatch number and a loss exactly.
+NEWS_SIZE = 3
+
+
+class StepEnd(Enum):
+    """What becomes of the exchanges that reach beyond the end of a step."""
+
+    CLOSE = auto()
+    """They carry only gradients and take place now: the step ends with nothing in flight (policy `wait`)."""
+    AHEAD = auto()
+    """Their receives stay posted between steps, so that a stall of this stage does not hold up the previous one."""
+    HOLD = auto()
+    """They are posted when the next step begins. For CUDA, where a posted receive occupies the GPU: a synchronize
+    before a barrier would wait for ever for the next step."""
+
+
+def empty(metas: Metas, device: torch.device) -> list[Tensor]:
+    return [torch.empty(shape, dtype=dtype, device=device) for shape, dtype in metas]
+
+
+@dataclass
+class Pending:
+    """A microbatch sent down whose true gradient has not been used yet.
+
+    activations: the outputs that need a gradient, detached. true_grads: of the same shapes, to be read once `arrived`.
+    """
+
+    microbatch: int
+    activations: tuple[Tensor, ...]
+    label: Tensor | None
+    true_grads: list[Tensor] = field(default_factory=list)
+    news: Tensor | None = None
+    arrived: bool = False
+
+
+class _Side:
+    """What both sides of a boundary keep. metas: of the tensors that go down with each exchange."""
+
+    def __init__(self, boundary: Boundary, device: torch.device) -> None:
+        self.boundary, self.device = boundary, device
+        self.metas: Metas = ()
+        self.lag, self.step_end = 1, StepEnd.CLOSE
+        self._next = self._restart = 0
+
+    def restart(self, microbatch: int, *, lag: int | None = None, step_end: StepEnd | None = None) -> None:
+        """The next exchange is that of `microbatch`, with nothing under way: the first `lag` carry no gradient."""
+        assert self.idle, "restart with exchanges under way"
+        self._next = self._restart = microbatch
+        self.lag = self.lag if lag is None else lag
+        self.step_end = self.step_end if step_end is None else step_end
+
+    @property
+    def idle(self) -> bool:
+        return not self.under_way
+
+    @property
+    def under_way(self) -> list[int]:
+        """The microbatches whose exchange is posted and not waited for."""
+        raise NotImplementedError
+
+
+class Downward(_Side):
+    """The boundary to the next stage, seen from the upper side: sends activations, owns what is pending."""
+
+    def __init__(self, boundary: Boundary, device: torch.device) -> None:
+        super().__init__(boundary, device)
+        self.pending: deque[Pending] = deque()
+        self.news = torch.full((NEWS_SIZE,), float("nan"), dtype=torch.float64, device=device)
+        self._under_way: deque[tuple[int, Exchange]] = deque()
+
+    @property
+    def under_way(self) -> list[int]:
+        return [number for number, _ in self._under_way]
+
+    def send(self, outputs: Sequence[Tensor], pending: Pending | None = None) -> None:
+        """Posts the next exchange: `outputs` down and, where one is due, the true gradient of `lag` microbatches ago
+        up.
+
+        outputs: contiguous; empty when no activation is left to send. pending: what to remember of them.
+        """
+        number, receive = self._next, self._gradient_buffers(self._next - self.lag)
+        if outputs or receive:
+            self._under_way.append((number, self.boundary.exchange(outputs, receive, microbatch=number)))
+        if pending is not None:
+            self.pending.append(pending)
+        self._next += 1
+
+    def _gradient_buffers(self, microbatch: int) -> list[Tensor]:
+        if microbatch < self._restart:
+            return []
+        entry = next(entry for entry in self.pending if entry.microbatch == microbatch)
+        entry.true_grads = [torch.empty_like(activation) for activation in entry.activations]
+        entry.news = torch.empty_like(self.news)
+        return [*entry.true_grads, entry.news]
+
+    def arrive(self) -> Pending:
+        """Waits for the true gradient of the oldest pending microbatch and takes it off the ledger."""
+        entry = self.pending.popleft()
+        if not entry.arrived:
+            self._wait_up_to(entry.microbatch + self.lag)
+            self._read_news(entry)
+        return entry
+
+    def _wait_up_to(self, number: int) -> None:
+        while self._under_way and self._under_way[0][0] <= number:
+            self._under_way.popleft()[1].wait()
+
+    def _read_news(self, entry: Pending) -> None:
+        entry.arrived = True
+        assert entry.news is not None, "an exchange for this gradient was posted"
+        # Only on the CPU: reading a number from a GPU makes the host wait.
+        if entry.news.device.type == "cpu" and int(entry.news[0]) != entry.microbatch:
+            raise RuntimeError(
+                f"rank {self.boundary.rank} (stage {self.boundary.stage}) got the gradient of microbatch "
+                f"{int(entry.news[0])} where that of {entry.microbatch} was due: the ranks do not run the same steps"
+            )
+        self.news = entry.news
+
+    def drain(self) -> None:
+        """Completes the outstanding exchanges: afterwards every true gradient is here, and none has been used."""
+        end = self._next
+        if end == self._restart:
+            return
+        # The next stage may have posted its receives already: they must be met, if only by tensors without a meaning.
+        void = empty(self.metas, self.device) if self.step_end is StepEnd.AHEAD else []
+        for _ in range(self.lag):
+            self.send(void)
+        self._wait_up_to(self._next)
+        for entry in self.pending:
+            if not entry.arrived:
+                self._read_news(entry)
+        self.restart(end)
+
+
+class Upward(_Side):
+    """The boundary to the previous stage, seen from the lower side: receives activations, returns gradients."""
+
+    def __init__(self, boundary: Boundary, device: torch.device) -> None:
+        super().__init__(boundary, device)
+        self._limit = 0
+        self._unsent: deque[list[Tensor]] = deque()
+        self._under_way: deque[tuple[int, Exchange, list[Tensor]]] = deque()
+
+    @property
+    def under_way(self) -> list[int]:
+        return [number for number, *_ in self._under_way]
+
+    def open(self, limit: int) -> None:
+        """A step begins: posts what may be posted of the exchanges before `limit`, the next step's first microbatch."""
+        self._limit = limit
+        while self._next < self._restart + self.lag and self._may_receive():
+            self._post([], receive=True)
+        self._send_unsent()
+
+    def receive(self, microbatch: int) -> list[Tensor]:
+        """Waits for the activation of `microbatch` (and its label, last, where labels are relayed)."""
+        number, exchange, received = self._under_way.popleft()
+        assert number == microbatch, f"activation {microbatch} is due, {number} comes first"
+        exchange.wait()
+        return received
+
+    def give(self, grads: Sequence[Tensor], news: Tensor) -> None:
+        """Returns the gradient of the oldest microbatch not answered yet, as soon as an exchange may carry it."""
+        self._unsent.append([*grads, news])
+        self._send_unsent()
+
+    def _send_unsent(self) -> None:
+        while self._unsent and (self._may_receive() or self.step_end is StepEnd.CLOSE):
+            self._post(self._unsent.popleft(), receive=self._may_receive())
+
+    def _may_receive(self) -> bool:
+        return self.step_end is StepEnd.AHEAD or self._next < self._limit
+
+    def _post(self, send: Sequence[Tensor], *, receive: bool) -> None:
+        received = empty(self.metas, self.device) if receive else []
+        exchange = self.boundary.exchange(send, received, microbatch=self._next)
+        self._under_way.append((self._next, exchange, received))
+        self._next += 1
+
+    def drain(self, end: int) -> None:
+        """Completes the outstanding exchanges; `end` is the next microbatch to come."""
+        while self._unsent:
+            self._post(self._unsent.popleft(), receive=False)
+        while self._under_way:
+            self._under_way.popleft()[1].wait()
+        self.restart(end)

@@ -1,0 +1,135 @@
+"""What a schedule does before a step: at the first one, after a change of shape, and nothing in between.
+
+The first step is a synchronous sweep over the stages: torch finds the shapes, the boundaries open, the stages agree on
+labels and interfaces. From the second step on a stage only compares the shapes of its own arguments.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.pipelining.schedules import PipelineScheduleSingle
+
+from ..interface import TensorMeta
+from . import assembly, torch_names
+from .agreement import Agreement, Facts
+from .flow import Flow
+from .policy import Policy
+from .shapes import Shapes
+
+
+@dataclass(frozen=True)
+class Batch:
+    """The arguments of one step, split into microbatches. save_outputs: whether the last stage keeps its outputs."""
+
+    args: list[tuple[Any, ...]]
+    kwargs: list[dict[str, Any]]
+    targets: list[Tensor] | None
+    save_outputs: bool
+    loss_kwargs: dict[str, Any] | None
+
+
+class Preparation:
+    """Args as ScheduleDNI; label_fn: None on all stages but the first. agreement: None before the first training step."""
+
+    def __init__(
+        self,
+        *,
+        policy: Policy,
+        given: Sequence[str | nn.Module],
+        interface_optimizer: assembly.OptimizerFactory | None,
+        num_classes: int | None,
+        labels: str,
+        label_fn: Callable[..., Tensor] | None,
+        timeout_s: float,
+        data_parallel_groups: Sequence[dist.ProcessGroup] | None,
+        stage: Any,
+    ) -> None:
+        self.policy, self.given, self.interface_optimizer = policy, given, interface_optimizer
+        self.num_classes, self.labels, self.label_fn = num_classes, labels, label_fn
+        self.timeout_s, self.data_parallel_groups, self.stage = timeout_s, data_parallel_groups, stage
+        self.agreement: Agreement | None = None
+        self._shapes = Shapes(stage.stage_index)
+
+    @property
+    def agreed(self) -> Agreement:
+        assert self.agreement is not None, "the stages agree at the first training step"
+        return self.agreement
+
+    def prepare(self, schedule: PipelineScheduleSingle, flow: Flow | None, batch: Batch) -> Flow:
+        """Called by every rank before each step() and eval(). Raises: ValueError, before anything is sent."""
+        args, kwargs = batch.args[0], batch.kwargs[0]
+        target = batch.targets[0] if batch.targets is not None else None
+        self._shapes.check_even(batch.args, batch.kwargs, batch.targets)
+        every_rank = self.agreement is not None and self.agreement.every_rank_has_target
+        if self._shapes.changed(args, kwargs, target, every_rank_has_target=every_rank):
+            self.reset_shapes(schedule, flow)
+        if flow is None:
+            flow = assembly.open_flow(self.stage, len(batch.args), self.policy, self.timeout_s)
+        training = schedule._has_backward
+        if not torch_names.is_initialized(schedule, backward=training):
+            torch_names.initialize_stage(schedule, args, kwargs, target, batch.loss_kwargs)
+            if training:
+                self._agree(flow, self._facts(batch))
+        self._shapes.remember(args, kwargs, target)
+        return flow
+
+    def reset_shapes(self, schedule: PipelineScheduleSingle, flow: Flow | None) -> None:
+        """The next step finds the shapes anew; what is in flight has the old ones, and is completed."""
+        if flow is not None:
+            flow.drain()
+        torch_names.forget_shapes(schedule)
+        self._shapes.forget()
+
+    def _agree(self, flow: Flow, facts: Facts) -> None:
+        agreement = assembly.agree_over(facts, self.stage)
+        if self.agreement is None and self.stage.is_first:
+            print(f"[dnipipe] {agreement.summary}", file=sys.stderr, flush=True)
+        self.agreement = agreement
+        if agreement.stays_at_wait is not None:
+            flow.policy = Policy("wait", self.policy.lag)
+        assembly.set_metas(flow, self.stage, agreement)
+        if flow.learner is None and agreement.interfaces:
+            flow.learner = assembly.build_learner(
+                self.stage, agreement, self.given, self.interface_optimizer, self.data_parallel_groups
+            )
+
+    def _facts(self, batch: Batch) -> Facts:
+        label = self._own_label(batch, 0)
+        return Facts(
+            rank=dist.get_rank(),
+            stage=self.stage.stage_index,
+            num_microbatches=len(batch.args),
+            policy=self.policy,
+            labels=self.labels,
+            has_label_fn=self.label_fn is not None,
+            has_target=batch.targets is not None,
+            label=TensorMeta(tuple(label.shape), label.dtype) if label is not None else None,
+            outputs=torch_names.output_metas(self.stage),
+            inputs_needing_grad=torch_names.inputs_needing_grad(self.stage),
+            interfaces=assembly.interface_names(self.given),
+            num_classes=self.num_classes,
+        )
+
+    def label(self, batch: Batch, microbatch: int) -> Tensor | None:
+        """What this stage's predictor is told of one microbatch, where it is not relayed from the stage before."""
+        if self.agreed.labels == "none" or self.stage.is_last:
+            return None
+        label = self._own_label(batch, microbatch)
+        if label is None:
+            raise ValueError(
+                f"stage {self.stage.stage_index} passed target= at the first step, so its predictor needs one at every "
+                f"step(): pass target=, or labels='none'"
+            )
+        # a copy: the predictor still needs it when the caller may have reused the memory
+        return label.detach().clone()
+
+    def _own_label(self, batch: Batch, microbatch: int) -> Tensor | None:
+        if self.label_fn is not None:
+            return self.label_fn(*batch.args[microbatch], **batch.kwargs[microbatch])
+        return batch.targets[microbatch] if batch.targets is not None else None

@@ -1,0 +1,138 @@
+"""Runs a pipeline and its oracle side by side on one rank, and says in what they differ."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.pipelining import PipelineStage
+
+from dnipipe import ScheduleDNI
+from dnipipe.schedule.policy import Policy
+from tests.schedule import models
+
+
+@dataclass
+class Case:
+    """One setting. labels: how they reach the predictors; rows: per microbatch."""
+
+    kind: str = "mlp"
+    interface: str = "mlp"
+    m: int = 4
+    policy: str = "synthetic"
+    lag: int = 2
+    unlock_after_steps: int | None = None
+    labels: str = "local"
+    rows: int = 3
+    options: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def conditional(self) -> bool:
+        return self.labels != "none"
+
+
+class Pipeline:
+    """One rank's stage under ScheduleDNI, with an optimizer; records losses and every true gradient learned from."""
+
+    def __init__(self, rank: int, world: int, case: Case, wrap: Callable[[nn.Module], nn.Module] = lambda m: m) -> None:
+        self.rank, self.world, self.case = rank, world, case
+        self.module = wrap(models.build(case.kind, world)[rank])
+        self.stage = PipelineStage(self.module, rank, world, torch.device("cpu"))
+        last = rank == world - 1
+        self.schedule = ScheduleDNI(
+            self.stage,
+            n_microbatches=case.m,
+            loss_fn=models.loss_fn,
+            interface=None if last else models.interface(case.kind, case.interface, case.conditional),
+            interface_optimizer=models.interface_optimizer,
+            policy=case.policy,
+            lag=case.lag,
+            unlock_after_steps=case.unlock_after_steps,
+            labels=case.labels,
+            timeout_s=20.0,
+            **case.options,
+        )
+        self.optimizer = models.optimizer(self.module)
+        self.losses: list[Tensor] = []
+        self.true_grads: list[tuple[int, tuple[Tensor, ...]]] = []
+
+    def arguments(self, step: int, length: int = models.T) -> tuple[tuple[Tensor, ...], dict[str, Any]]:
+        x, y = models.batch(self.case.kind, step, self.case.rows * self.case.m, length)
+        told = {"local": True, "relay": self.rank == 0, "none": False}[self.case.labels]
+        target = {"target": y} if told or self.rank == self.world - 1 else {}
+        return ((x,) if self.rank == 0 else ()), target
+
+    def step(self, step: int, length: int = models.T, optimize: bool = True) -> None:
+        args, kwargs = self.arguments(step, length)
+        losses: list[Tensor] = []
+        self.schedule.step(*args, **kwargs, losses=losses)
+        self.losses += [loss.detach() for loss in losses]
+        if optimize:
+            self.optimizer.step()
+            self.optimizer.zero_grad()
+        self.record()
+
+    def record(self) -> None:
+        """Hooks the flow, once it exists, to see each true gradient that a predictor learns from."""
+        flow = self.schedule._flow
+        if flow is None or getattr(flow, "recorded", False):
+            return
+        learn = flow._learn
+
+        def recording(entry: Any) -> None:
+            self.true_grads.append((entry.microbatch, tuple(grad.clone() for grad in entry.true_grads)))
+            learn(entry)
+
+        flow._learn, flow.recorded = recording, True  # type: ignore[method-assign, attr-defined]
+
+    def state(self) -> list[Tensor]:
+        """Parameters of the stage and of its predictor."""
+        tensors = list(self.module.parameters())
+        flow = self.schedule._flow
+        if flow is not None and flow.learner is not None:
+            tensors += list(flow.learner.interfaces.parameters())
+        return [tensor.detach().clone() for tensor in tensors]
+
+
+class Oracle:
+    """The same in one process."""
+
+    def __init__(self, world: int, case: Case) -> None:
+        self.case = case
+        policy = Policy(case.policy, case.lag, case.unlock_after_steps)
+        self.reference = models.oracle(case.kind, world, case.interface, case.conditional, case.m, policy)
+        self.optimizers = [models.optimizer(stage) for stage in self.reference.stages]
+        self.losses: list[Tensor] = []
+
+    def step(self, step: int, length: int = models.T, optimize: bool = True) -> None:
+        x, y = models.batch(self.case.kind, step, self.case.rows * self.case.m, length)
+        self.losses += self.reference.step(x, y, y if self.case.conditional else None)
+        if optimize:
+            for optimizer in self.optimizers:
+                optimizer.step()
+                optimizer.zero_grad()
+
+
+def differences(pipeline: Pipeline, oracle: Oracle) -> list[str]:
+    """In what one rank differs from the oracle, bit for bit; empty if in nothing."""
+    rank, reference = pipeline.rank, oracle.reference
+    wrong = []
+    expected = list(reference.stages[rank].parameters())
+    learner = reference.learners[rank]
+    if learner is not None:
+        expected += list(learner.interfaces.parameters())
+    if not all(torch.equal(a, b) for a, b in zip(pipeline.state(), expected, strict=True)):
+        wrong.append("parameters")
+    if pipeline.losses and [float(a) for a in pipeline.losses] != [float(b) for b in oracle.losses]:
+        wrong.append("losses")
+    # the first step's are learned before the recorder can be put in place
+    theirs = dict(reference.true_grads[rank])
+    for microbatch, grads in pipeline.true_grads:
+        if not all(torch.equal(a, b) for a, b in zip(grads, theirs[microbatch], strict=True)):
+            wrong.append(f"true gradient of microbatch {microbatch}")
+    if [m for m, _ in pipeline.true_grads] != sorted(theirs)[-len(pipeline.true_grads) or len(theirs) :]:
+        wrong.append("the order of the true gradients")
+    return wrong

@@ -1,0 +1,108 @@
+"""Pipeline x data parallel on a 2-D mesh: DDP and FSDP2 beside ScheduleDNI."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.pipelining import PipelineStage
+from torch.distributed.tensor import DTensor
+from torch.nn.parallel import DistributedDataParallel
+
+from dnipipe import ScheduleDNI
+from tests.ranks import run_ranks
+from tests.schedule import models
+from tests.schedule.harness import Case, Oracle
+
+ROWS, M, STEPS = 3, 2, 4
+
+
+def _whole(tensor: Tensor) -> Tensor:
+    return (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).detach().clone()
+
+
+def _replicated(rank: int, world: int, wrapper: str, policy: str) -> dict[str, Any]:
+    mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("pp", "dp"))
+    stage_index, replica = mesh["pp"].get_local_rank(), mesh["dp"].get_local_rank()
+    module: nn.Module = models.build("mlp", 2)[stage_index]
+    if wrapper == "ddp":
+        module = DistributedDataParallel(module, process_group=mesh["dp"].get_group())
+    else:
+        module = fully_shard(module, mesh=mesh["dp"])
+    schedule = ScheduleDNI(
+        PipelineStage(module, stage_index, 2, torch.device("cpu"), group=mesh["pp"].get_group()),
+        M,
+        models.loss_fn,
+        interface=models.interface("mlp", "mlp", True) if stage_index == 0 else None,
+        interface_optimizer=models.interface_optimizer,
+        policy=policy,
+        timeout_s=20.0,
+    )
+    optimizer = models.optimizer(module)
+    for step in range(STEPS):
+        x, y = models.batch("mlp", step, 2 * ROWS * M)
+        x, y = (each.view(2, M * ROWS, *each.shape[1:])[replica] for each in (x, y))
+        schedule.step(*((x,) if stage_index == 0 else ()), target=y)
+        optimizer.step()
+        optimizer.zero_grad()
+    schedule.flush()
+    learner = schedule._flow.learner
+    predictor = [] if learner is None else [p.detach() for p in learner.interfaces.parameters()]
+    return {
+        "stage": stage_index,
+        "parameters": [_whole(p).numpy() for p in module.parameters()],
+        "predictor": [p.numpy() for p in predictor],
+    }
+
+
+@pytest.mark.parametrize("wrapper", ["ddp", "fsdp2"])
+@pytest.mark.parametrize("policy", ["wait", "synthetic"])
+def test_replicas_and_their_predictors_stay_equal_and_learn_as_one(wrapper: str, policy: str) -> None:
+    ranks = run_ranks(4, _replicated, wrapper, policy)
+    for stage in range(2):
+        first, second = (each for each in ranks if each["stage"] == stage)
+        for name in ("parameters", "predictor"):
+            assert all((a == b).all() for a, b in zip(first[name], second[name], strict=True)), name
+    assert ranks[0]["predictor"], "stage 0 has a predictor"
+    if policy == "wait":
+        # one process with the batches of both replicas learns the same weights
+        oracle = Oracle(2, Case(m=M, policy="wait", rows=2 * ROWS, interface="mlp"))
+        for step in range(STEPS):
+            oracle.step(step)
+        for each in ranks:
+            expected = oracle.reference.stages[each["stage"]].parameters()
+            for got, want in zip(each["parameters"], expected, strict=True):
+                torch.testing.assert_close(torch.from_numpy(got), want.detach(), rtol=1e-5, atol=1e-6)
+
+
+def _averages(rank: int, world: int) -> float:
+    """The predictors average over the groups they are told, also where no wrapper shows them."""
+    mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("pp", "dp"))
+    stage_index, replica = mesh["pp"].get_local_rank(), mesh["dp"].get_local_rank()
+    schedule = ScheduleDNI(
+        PipelineStage(
+            models.build("mlp", 2)[stage_index], stage_index, 2, torch.device("cpu"), group=mesh.get_group("pp")
+        ),
+        M,
+        models.loss_fn,
+        data_parallel_groups=[mesh.get_group("dp")],
+        policy="synthetic",
+    )
+    for step in range(3):
+        x, y = models.batch("mlp", 10 * step + replica, ROWS * M)
+        schedule.step(*((x,) if stage_index == 0 else ()), target=y)
+    schedule.flush()
+    learner = schedule._flow.learner
+    flat = torch.cat([p.detach().flatten() for p in learner.interfaces.parameters()]) if learner else torch.zeros(1)
+    both = [torch.empty_like(flat) for _ in range(2)]
+    dist.all_gather(both, flat, group=mesh.get_group("dp"))
+    return float((both[0] - both[1]).abs().max())
+
+
+def test_data_parallel_groups_can_be_told() -> None:
+    assert run_ranks(4, _averages) == [0.0] * 4
