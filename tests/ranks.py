@@ -20,12 +20,19 @@ _CONTEXT = mp.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(["torch", "torch.distributed.pipelining", "torch.distributed.fsdp", "tests.ranks"])
 
 
-def _rank_main(rank: int, world: int, body: Callable[..., Any], args: tuple[Any, ...], path: str, out: Any) -> None:
+def _rank_main(
+    rank: int, world: int, backend: str, body: Callable[..., Any], args: tuple[Any, ...], path: str, out: Any
+) -> None:
     torch.set_num_threads(1)
     torch.manual_seed(0)
+    if backend == "nccl":
+        # NCCL refuses two ranks on one card unless it takes them for two hosts; it then talks over sockets.
+        os.environ.update(NCCL_HOSTID=f"host{rank}", NCCL_SOCKET_IFNAME="lo")
+        torch.cuda.set_device(rank % torch.cuda.device_count())
     try:
         store = f"file://{path}"
-        dist.init_process_group("gloo", init_method=store, rank=rank, world_size=world, timeout=timedelta(seconds=60))
+        timeout = timedelta(seconds=60)
+        dist.init_process_group(backend, init_method=store, rank=rank, world_size=world, timeout=timeout)
         result = body(rank, world, *args)
         out.put((rank, None, result))
         out.close()
@@ -38,21 +45,23 @@ def _rank_main(rank: int, world: int, body: Callable[..., Any], args: tuple[Any,
         os._exit(1)
 
 
-def start_ranks(world: int, body: Callable[..., Any], *args: Any) -> tuple[list[Any], Any]:
+def start_ranks(world: int, body: Callable[..., Any], *args: Any, backend: str = "gloo") -> tuple[list[Any], Any]:
     """Starts `body(rank, world, *args)` on each rank. Returns the processes and the queue of (rank, error, result)."""
     out = _CONTEXT.Queue()
     path = os.path.join(tempfile.mkdtemp(prefix="dnipipe-"), "store")
     processes = [
-        _CONTEXT.Process(target=_rank_main, args=(rank, world, body, args, path, out)) for rank in range(world)
+        _CONTEXT.Process(target=_rank_main, args=(rank, world, backend, body, args, path, out)) for rank in range(world)
     ]
     for process in processes:
         process.start()
     return processes, out
 
 
-def run_ranks(world: int, body: Callable[..., Any], *args: Any, timeout_s: float = 100.0) -> list[Any]:
+def run_ranks(
+    world: int, body: Callable[..., Any], *args: Any, timeout_s: float = 100.0, backend: str = "gloo"
+) -> list[Any]:
     """What `body(rank, world, *args)` returned on each rank. The first rank to fail ends the others and the test."""
-    processes, out = start_ranks(world, body, *args)
+    processes, out = start_ranks(world, body, *args, backend=backend)
     results: dict[int, Any] = {}
     deadline = time.monotonic() + timeout_s
     try:

@@ -81,6 +81,13 @@ class Boundary(ABC):
               overwritten by what the peer sends. microbatch: only named in errors.
         """
 
+    def confirm(self) -> None:
+        """Blocks until what was waited for has really taken place, where `wait` did not block the host itself.
+
+        Raises: BoundaryError, as `wait`.
+        """
+        return
+
     def describe_failure(self, microbatch: int, seconds: float, error: Exception) -> str:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         return (

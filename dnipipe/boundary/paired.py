@@ -17,8 +17,9 @@ from torch import Tensor
 
 from .base import Boundary, BoundaryError, Exchange
 
-# The host may run this many exchanges ahead of a GPU before it makes sure that the oldest has really taken place.
-# Without a bound, a dead neighbour would only be noticed by NCCL's watchdog, which cannot name a microbatch.
+# The host may run this many exchanges ahead of a GPU before it makes sure that the oldest has really taken place; and
+# at the end of a step it makes sure of all (`confirm`). Else a dead neighbour leaves the host in whatever CUDA call the
+# caller makes next, where nothing can interrupt it.
 HOST_LEAD = 16
 
 
@@ -50,7 +51,11 @@ class PairedBoundary(Boundary):
     def bound_host_lead(self, newest: _PairedExchange) -> None:
         """CUDA only: the host goes no further than HOST_LEAD exchanges beyond what the GPU has done."""
         self._unconfirmed.append(newest)
-        while len(self._unconfirmed) > HOST_LEAD:
+        if len(self._unconfirmed) > HOST_LEAD:
+            self._unconfirmed.popleft().confirm()
+
+    def confirm(self) -> None:
+        while self._unconfirmed:
             self._unconfirmed.popleft().confirm()
 
 

@@ -8,7 +8,9 @@ from .base import Interface as Interface
 from .base import Regressed as Regressed
 from .choose import TensorMeta as TensorMeta
 from .choose import build_interface as build_interface
+from .choose import check_interface as check_interface
 from .choose import choose_interface as choose_interface
+from .conditional import is_integer as is_integer
 from .conv import Conv as Conv
 from .learner import Learner as Learner
 from .linear import Linear as Linear

@@ -85,6 +85,16 @@ def build_interface(
              options: passed to the class, e.g. width=256 or normalise=False.
     Raises:  ValueError: an unknown name; an activation of a rank that the kind does not take; what its class refuses.
     """
+    kind = check_interface(name, activation, num_classes=num_classes)
+    shape = tuple(activation.shape)
+    conditional = name == "local_head" or _fits(label, activation)
+    interface = kind.build(shape[kind.dim], num_classes=num_classes if conditional else 0, **options)
+    device = activation.device if isinstance(activation, Tensor) else torch.device("cpu")
+    return interface.to(device=device, dtype=torch.float32)
+
+
+def check_interface(name: str, activation: TensorMeta | Tensor, *, num_classes: int) -> _Kind:
+    """Says whether build_interface can make it, without making it. Raises: ValueError."""
     kind = _KINDS.get(name)
     if kind is None:
         raise ValueError(
@@ -96,10 +106,11 @@ def build_interface(
         fitting = [other for other, its in _KINDS.items() if len(shape) in its.ranks]
         cure = f"choose {' or '.join(fitting)}" if fitting else "wrap your own module in Custom"
         raise ValueError(f"interface {name!r} takes an activation of shape {takes}, got {shape}: {cure}")
-    conditional = name == "local_head" or _fits(label, activation)
-    interface = kind.build(shape[kind.dim], num_classes=num_classes if conditional else 0, **options)
-    device = activation.device if isinstance(activation, Tensor) else torch.device("cpu")
-    return interface.to(device=device, dtype=torch.float32)
+    if name == "local_head" and num_classes < 1:
+        raise ValueError(
+            f"num_classes = {num_classes}: a local head classifies; give the number of classes, at least 1"
+        )
+    return kind
 
 
 def _fits(label: TensorMeta | Tensor | None, activation: TensorMeta | Tensor) -> bool:

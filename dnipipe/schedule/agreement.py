@@ -10,33 +10,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
-
-from ..interface import TensorMeta, choose_interface
-from .ledger import Metas
-from .policy import Policy
-
-GIVEN = "given: "  # prefix of the name of an interface that is an object of the caller's
-
-INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
-
-
-@dataclass(frozen=True)
-class Facts:
-    """What one stage knows. label: of one microbatch, where this rank has one. interfaces: asked for, () = choose."""
-
-    rank: int
-    stage: int
-    num_microbatches: int
-    policy: Policy
-    labels: str
-    has_label_fn: bool
-    has_target: bool
-    label: TensorMeta | None
-    outputs: Metas
-    inputs_needing_grad: tuple[bool, ...]
-    interfaces: tuple[str, ...]
-    num_classes: int | None
+from ..interface import TensorMeta, check_interface, choose_interface
+from .facts import GIVEN, Facts, agree_on_labels, agree_on_num_classes, check_equal
 
 
 @dataclass(frozen=True)
@@ -65,10 +40,10 @@ class Agreement:
 
 def agree(facts: Sequence[Facts], stage: int) -> Agreement:
     """The conclusions for `stage` from the facts of all stages in order. Raises: ValueError naming ranks and values."""
-    for name in ("num_microbatches", "policy", "labels"):
-        _check_equal(facts, name)
-    labels, label = _labels(facts)
-    num_classes = _num_classes(facts, label)
+    for name in ("num_microbatches", "policy", "labels", "check_every_steps", "fall_back"):
+        check_equal({fact.rank: getattr(fact, name) for fact in facts}, name)
+    labels, label = agree_on_labels(facts)
+    num_classes = agree_on_num_classes(facts, label)
     chosen = [_interfaces(facts, upper, label, num_classes) for upper in range(len(facts) - 1)]
     problem = next((names for names in chosen if isinstance(names, str)), None)
     if problem is not None and facts[0].policy.name == "synthetic":
@@ -88,63 +63,6 @@ def agree(facts: Sequence[Facts], stage: int) -> Agreement:
     )
 
 
-def _check_equal(facts: Sequence[Facts], name: str) -> None:
-    values = {fact.rank: getattr(fact, name) for fact in facts}
-    if len(set(values.values())) > 1:
-        listed = ", ".join(f"rank {rank}: {value}" for rank, value in values.items())
-        raise ValueError(f"{name} must be the same on every rank, got {listed}")
-
-
-def _labels(facts: Sequence[Facts]) -> tuple[str, TensorMeta | None]:
-    """How labels reach the predictors, and what one looks like. The last stage needs none for a predictor."""
-    mode, upper = facts[0].labels, facts[:-1]
-    without = [fact.rank for fact in upper if fact.label is None]
-    if not upper:
-        return "none", None
-    if mode == "auto" and (upper[0].label is None):
-        mode = "none"
-    elif mode == "auto":
-        mode = "relay" if without or upper[0].has_label_fn else "local"
-    if mode == "local" and without:
-        raise ValueError(
-            f"labels='local' needs target= on every rank but the last, and ranks {without} passed none: pass it there, "
-            f"or labels='relay' with target= or label_fn= on the first stage"
-        )
-    if mode == "relay" and facts[0].label is None:
-        raise ValueError("labels='relay' needs target= or label_fn= on the first stage, which passed neither")
-    if mode == "none":
-        return "none", None
-    label = facts[0].label
-    assert label is not None
-    _check_rows(upper if mode == "local" else upper[:1], mode)
-    return mode, label
-
-
-def _check_rows(facts: Sequence[Facts], mode: str) -> None:
-    for fact in facts:
-        rows, due = (fact.label.shape or (0,))[0] if fact.label else 0, (fact.outputs[0][0] or (0,))[0]
-        if rows != due:
-            raise ValueError(
-                f"rank {fact.rank}: the label has {rows} rows per microbatch, the activation has {due}: target= must "
-                f"hold one row for each row of the input, or pass labels='none'"
-            )
-
-
-def _num_classes(facts: Sequence[Facts], label: TensorMeta | None) -> int:
-    """As told, else read off the last stage's output: one more axis than the label, as cross-entropy takes it."""
-    told = [fact.num_classes for fact in facts if fact.num_classes is not None]
-    if told:
-        return max(told)
-    if label is None or label.dtype not in INTEGERS or not facts[-1].outputs:
-        return 0
-    logits, of_label = tuple(facts[-1].outputs[0][0]), tuple(label.shape)
-    if logits[:-1] == of_label:
-        return logits[-1]
-    if len(logits) == len(of_label) + 1 and (*logits[:1], *logits[2:]) == of_label:
-        return logits[1]
-    return 0
-
-
 def _interfaces(
     facts: Sequence[Facts], upper: int, label: TensorMeta | None, num_classes: int
 ) -> tuple[str, ...] | str:
@@ -160,9 +78,9 @@ def _interfaces(
             f"({', '.join(asked)}): give one per output"
         )
     if asked:
+        _check_asked(upper, asked, needing, num_classes)
         return asked
-    integer_label = label if label is not None and label.dtype in INTEGERS else None
-    names = [choose_interface(meta, integer_label, num_classes) for meta in needing]
+    names = [choose_interface(meta, label, num_classes) for meta in needing]
     for name, meta in zip(names, needing, strict=True):
         if name is None:
             return (
@@ -173,12 +91,22 @@ def _interfaces(
     return tuple(str(name) for name in names)
 
 
+def _check_asked(stage: int, asked: Sequence[str], needing: Sequence[TensorMeta], num_classes: int) -> None:
+    """Here and not where it is built, so that every rank refuses and none waits for one that has."""
+    for name, meta in zip(asked, needing, strict=True):
+        try:
+            if not name.startswith(GIVEN):
+                check_interface(name, meta, num_classes=num_classes)
+        except ValueError as error:
+            raise ValueError(f"stage {stage}: {error}") from None
+
+
 def _summary(
     facts: Sequence[Facts], labels: str, num_classes: int, names: list[tuple[str, ...]], problem: str | None
 ) -> str:
     policy = facts[0].policy
     pipeline = f"DNI over {len(facts)} stages, {facts[0].num_microbatches} microbatches"
-    if problem is not None:
+    if problem is not None and policy.unlock_step is not None:
         return f"{pipeline}: stays at policy wait, because auto {problem}"
     interfaces = ", ".join("+".join(each) or "none" for each in names)
     conditioned = f"labels {labels}" + (f", {num_classes} classes" if num_classes else "")

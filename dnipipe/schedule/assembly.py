@@ -11,12 +11,14 @@ from torch import nn
 
 from ..boundary import PairedBoundary, boundary_groups
 from ..interface import Custom, Interface, Learner, TensorMeta, build_interface
+from ..observe.trace import Trace
 from . import torch_names
-from .agreement import GIVEN, Agreement, Facts, agree
+from .agreement import Agreement, agree
+from .facts import GIVEN, Facts
 from .flow import Flow
 from .ledger import Downward, Upward
 from .policy import Policy
-from .replicas import averager, replica_groups
+from .replicas import averager, start_alike
 
 InterfaceChoice = str | nn.Module | Sequence[str | nn.Module] | None
 OptimizerFactory = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
@@ -34,7 +36,7 @@ def interface_names(given: Sequence[str | nn.Module]) -> tuple[str, ...]:
     return tuple(each if isinstance(each, str) else f"{GIVEN}{type(each).__name__}" for each in given)
 
 
-def open_flow(stage: Any, num_microbatches: int, policy: Policy, timeout_s: float) -> Flow:
+def open_flow(stage: Any, num_microbatches: int, policy: Policy, timeout_s: float, trace: Trace) -> Flow:
     """The flow of a stage with its two boundaries. Every rank of the pipeline must call it at the same time."""
     here, device = stage.stage_index, torch.device(stage.device)
     of_group = dist.get_process_group_ranks(stage.group or dist.group.WORLD)
@@ -54,6 +56,7 @@ def open_flow(stage: Any, num_microbatches: int, policy: Policy, timeout_s: floa
         up=Upward(boundary(above, here - 1), device) if above is not None else None,
         down=Downward(boundary(below, here + 1), device) if below is not None else None,
         device=device,
+        trace=trace,
     )
 
 
@@ -82,7 +85,7 @@ def build_learner(
     agreement: Agreement,
     given: Sequence[str | nn.Module],
     optimizer: OptimizerFactory | None,
-    groups: Sequence[dist.ProcessGroup] | None,
+    replicas: Sequence[dist.ProcessGroup],
 ) -> Learner:
     """The predictors agreed upon, on the stage's device, averaged over the stage's data-parallel replicas."""
     outputs = zip(torch_names.output_metas(stage), agreement.needs_grad, strict=True)
@@ -95,6 +98,7 @@ def build_learner(
             interfaces.append(module if isinstance(module, Interface) else Custom(module))
         else:
             interfaces.append(build_interface(name, meta, num_classes=agreement.num_classes, label=agreement.label))
-    average = averager(replica_groups(stage.submod) if groups is None else groups)
     device = torch.device(stage.device)
-    return Learner([each.to(device) for each in interfaces], optimizer, average)
+    for interface in interfaces:
+        start_alike(interface.to(device), replicas)
+    return Learner(interfaces, optimizer, averager(replicas))

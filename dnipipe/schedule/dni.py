@@ -96,6 +96,9 @@ class ScheduleDNI(PipelineScheduleSingle):
             labels=labels,
             label_fn=label_fn if stage.is_first else None,
             timeout_s=timeout_s,
+            trace=self.trace,
+            check_every_steps=check_every_steps,
+            fall_back=fall_back,
             data_parallel_groups=data_parallel_groups,
             stage=stage,
         )
@@ -122,6 +125,7 @@ class ScheduleDNI(PipelineScheduleSingle):
                 self._train(flow, batch)
             else:
                 self._evaluate(flow, batch)
+            flow.confirm()
         except BoundaryError:
             print(self.dump_state(), file=sys.stderr, flush=True)
             raise
@@ -144,8 +148,7 @@ class ScheduleDNI(PipelineScheduleSingle):
     def _forward(self, flow: Flow, batch: Batch, microbatch: int) -> None:
         stage, agreement, received = self._stage, self._preparation.agreed, None
         if not stage.is_first:
-            with self.trace.span("wait", microbatch=microbatch):
-                received = flow.receive()
+            received = flow.receive()
         if received is not None and agreement.relays_label_to(stage.stage_index):
             label: Tensor | None = received.pop()
         else:
@@ -163,17 +166,15 @@ class ScheduleDNI(PipelineScheduleSingle):
     def _backward(self, flow: Flow, microbatch: int) -> None:
         loss, output_grads = None, None
         if self._stage.is_last:
-            loss = self._internal_losses[microbatch]
+            loss = torch_names.loss_for_backward(self, microbatch)
         else:
-            with self.trace.span("wait" if flow.waits else "predict", microbatch=microbatch):
-                output_grads = flow.output_grads()
+            output_grads = flow.output_grads()
         with self.trace.span("backward", microbatch=microbatch):
             last = microbatch == self._n_microbatches - 1
             needs_grad = self._preparation.agreed.needs_grad
             grads = torch_names.backward(self._stage, microbatch, output_grads, needs_grad, loss, last=last)
         flow.give(grads)
-        with self.trace.span("learn", microbatch=microbatch):
-            flow.settle()
+        flow.settle()
 
     def _evaluate(self, flow: Flow, batch: Batch) -> None:
         """Forward only. Training exchanges under way are completed first; what they carry stays as it is."""

@@ -12,12 +12,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..interface import Learner
+from ..observe.trace import Trace
 from .ledger import Downward, Metas, Pending, StepEnd, Upward, empty
 from .policy import Policy
 
@@ -40,7 +42,9 @@ class Flow:
         up: Upward | None,
         down: Downward | None,
         device: torch.device,
+        trace: Trace,
     ) -> None:
+        self.trace = trace
         self.stage, self.num_stages, self.num_microbatches = stage, num_stages, num_microbatches
         self.policy, self.up, self.down, self.device = policy, up, down, device
         self.learner: Learner | None = None
@@ -93,7 +97,8 @@ class Flow:
     def receive(self) -> list[Tensor]:
         """The next activation (and its label, last, where labels are relayed)."""
         assert self.up is not None, "the first stage receives nothing"
-        return self.up.receive(self._forwarded)
+        with self._span("wait", self._forwarded):
+            return self.up.receive(self._forwarded)
 
     def send(self, outputs: Sequence[Tensor], needs_grad: Sequence[bool], label: Tensor | None, relayed: bool) -> None:
         """Sends the outputs of the microbatch just run forward; remembers those that need a gradient, and the label."""
@@ -117,11 +122,20 @@ class Flow:
         """The gradients to use for the oldest microbatch that has not gone backward, one per output that needs one."""
         assert self.down is not None, "the last stage has a loss"
         if self.waits:
-            self._entry = self.down.arrive()
+            self._entry = self._arrive()
             return tuple(self._entry.true_grads)
         assert self.learner is not None, "without an interface the policy stays at wait"
         newest = self.down.pending[-1]
-        return self.learner.predict(newest.activations, newest.label)
+        with self._span("predict", newest.microbatch):
+            return self.learner.predict(newest.activations, newest.label)
+
+    def _arrive(self) -> Pending:
+        assert self.down is not None
+        with self._span("wait", self.down.pending[0].microbatch):
+            return self.down.arrive()
+
+    def _span(self, name: str, microbatch: int) -> AbstractContextManager[None]:
+        return self.trace.span(name, microbatch=microbatch % self.num_microbatches)
 
     def report_loss(self, loss: Tensor) -> None:
         """The loss of the microbatch just run forward, on the last stage."""
@@ -149,11 +163,12 @@ class Flow:
             return
         due = self._answered - 1 - self.policy.lag
         while self.down.pending and self.down.pending[0].microbatch <= due:
-            self._learn(self.down.arrive())
+            self._learn(self._arrive())
 
     def _learn(self, entry: Pending) -> None:
         if self.learner is not None:
-            self.learner.learn(entry.activations, entry.label, entry.true_grads)
+            with self._span("learn", entry.microbatch):
+                self.learner.learn(entry.activations, entry.label, entry.true_grads)
 
     def end_step(self) -> None:
         """The predictors take their step, once for all true gradients that arrived."""
@@ -184,6 +199,15 @@ class Flow:
                 self._learn(self.down.arrive())
         if self.learner is not None:
             self.learner.end_step()
+
+    def confirm(self) -> None:
+        """On a GPU: the host waits until all that was received is there, so that a lost neighbour is noticed here.
+
+        It does not wait for the last backward, so the GPU stays busy.
+        """
+        for side in (self.up, self.down):
+            if side is not None:
+                side.boundary.confirm()
 
     def pass_receive(self, metas: Metas) -> list[Tensor]:
         """Evaluation: the next activation, on every stage but the first."""

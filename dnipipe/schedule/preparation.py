@@ -16,10 +16,13 @@ from torch import Tensor, nn
 from torch.distributed.pipelining.schedules import PipelineScheduleSingle
 
 from ..interface import TensorMeta
+from ..observe.trace import Trace
 from . import assembly, torch_names
-from .agreement import Agreement, Facts
+from .agreement import Agreement
+from .facts import Facts
 from .flow import Flow
 from .policy import Policy
+from .replicas import replica_groups
 from .shapes import Shapes
 
 
@@ -35,7 +38,7 @@ class Batch:
 
 
 class Preparation:
-    """Args as ScheduleDNI; label_fn: None on all stages but the first. agreement: None before the first training step."""
+    """Args as ScheduleDNI, with label_fn on the first stage only. agreement: None before the first training step."""
 
     def __init__(
         self,
@@ -47,12 +50,19 @@ class Preparation:
         labels: str,
         label_fn: Callable[..., Tensor] | None,
         timeout_s: float,
+        trace: Trace,
+        check_every_steps: int,
+        fall_back: bool,
         data_parallel_groups: Sequence[dist.ProcessGroup] | None,
         stage: Any,
     ) -> None:
         self.policy, self.given, self.interface_optimizer = policy, given, interface_optimizer
         self.num_classes, self.labels, self.label_fn = num_classes, labels, label_fn
-        self.timeout_s, self.data_parallel_groups, self.stage = timeout_s, data_parallel_groups, stage
+        self.timeout_s, self.trace, self.stage = timeout_s, trace, stage
+        self.check_every_steps, self.fall_back = check_every_steps, fall_back
+        # Now, because torch 2.11's sweep leaves FSDP's parameters unsharded, as if there were no replicas.
+        found = replica_groups(stage.submod) if data_parallel_groups is None else data_parallel_groups
+        self.replicas = [group for group in found if dist.get_world_size(group) > 1]
         self.agreement: Agreement | None = None
         self._shapes = Shapes(stage.stage_index)
 
@@ -70,7 +80,7 @@ class Preparation:
         if self._shapes.changed(args, kwargs, target, every_rank_has_target=every_rank):
             self.reset_shapes(schedule, flow)
         if flow is None:
-            flow = assembly.open_flow(self.stage, len(batch.args), self.policy, self.timeout_s)
+            flow = assembly.open_flow(self.stage, len(batch.args), self.policy, self.timeout_s, self.trace)
         training = schedule._has_backward
         if not torch_names.is_initialized(schedule, backward=training):
             torch_names.initialize_stage(schedule, args, kwargs, target, batch.loss_kwargs)
@@ -96,7 +106,7 @@ class Preparation:
         assembly.set_metas(flow, self.stage, agreement)
         if flow.learner is None and agreement.interfaces:
             flow.learner = assembly.build_learner(
-                self.stage, agreement, self.given, self.interface_optimizer, self.data_parallel_groups
+                self.stage, agreement, self.given, self.interface_optimizer, self.replicas
             )
 
     def _facts(self, batch: Batch) -> Facts:
@@ -114,6 +124,8 @@ class Preparation:
             inputs_needing_grad=torch_names.inputs_needing_grad(self.stage),
             interfaces=assembly.interface_names(self.given),
             num_classes=self.num_classes,
+            check_every_steps=self.check_every_steps,
+            fall_back=self.fall_back,
         )
 
     def label(self, batch: Batch, microbatch: int) -> Tensor | None:

@@ -25,9 +25,15 @@ def replica_groups(module: nn.Module) -> list[dist.ProcessGroup]:
     return []
 
 
+def start_alike(module: nn.Module, groups: Sequence[dist.ProcessGroup]) -> None:
+    """Gives all replicas the parameters and buffers of the first: each may have drawn its own."""
+    for group in groups:
+        for tensor in module.state_dict().values():
+            dist.broadcast(tensor, group_src=0, group=group)
+
+
 def averager(groups: Sequence[dist.ProcessGroup]) -> Callable[[Tensor], None] | None:
-    """A function that averages a tensor in place over all ranks of the groups; None where there is one rank only."""
-    groups = [group for group in groups if dist.get_world_size(group) > 1]
+    """A function that averages a tensor in place over all ranks of the groups; None without any."""
     if not groups:
         return None
 

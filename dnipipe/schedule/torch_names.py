@@ -90,7 +90,8 @@ def input_metas(stage: Stage) -> Metas:
 
 
 def inputs_needing_grad(stage: Stage) -> tuple[bool, ...]:
-    """For each tensor that the previous stage sends: whether a gradient goes back for it."""
+    """For each tensor that the previous stage sends: whether a gradient goes back for it. 2.11 cannot tell which of the
+    floating-point ones have a graph, so there it is all of them."""
     if stage.is_first:
         return ()
     slots = stage.args_recv_info[0]
@@ -166,6 +167,13 @@ def compute_loss(
     extra = (loss_kwargs,) if _INITIALIZE_TAKES_TARGET else ()
     schedule._maybe_compute_loss(schedule._stage, output, target_mbs, microbatch, *extra)
     loss: Tensor = schedule._internal_losses[-1]
+    return loss
+
+
+def loss_for_backward(schedule: PipelineScheduleSingle, microbatch: int) -> Tensor:
+    """The loss with its graph, once: what stays in the list is a number, since a used graph still holds its inputs."""
+    loss: Tensor = schedule._internal_losses[microbatch]
+    schedule._internal_losses[microbatch] = loss.detach()
     return loss
 
 

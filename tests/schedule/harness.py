@@ -37,10 +37,17 @@ class Case:
 class Pipeline:
     """One rank's stage under ScheduleDNI, with an optimizer; records losses and every true gradient learned from."""
 
-    def __init__(self, rank: int, world: int, case: Case, wrap: Callable[[nn.Module], nn.Module] = lambda m: m) -> None:
-        self.rank, self.world, self.case = rank, world, case
-        self.module = wrap(models.build(case.kind, world)[rank])
-        self.stage = PipelineStage(self.module, rank, world, torch.device("cpu"))
+    def __init__(
+        self,
+        rank: int,
+        world: int,
+        case: Case,
+        wrap: Callable[[nn.Module], nn.Module] = lambda m: m,
+        device: str = "cpu",
+    ) -> None:
+        self.rank, self.world, self.case, self.device = rank, world, case, torch.device(device)
+        self.module = wrap(models.build(case.kind, world)[rank].to(self.device))
+        self.stage = PipelineStage(self.module, rank, world, self.device)
         last = rank == world - 1
         self.schedule = ScheduleDNI(
             self.stage,
@@ -60,7 +67,8 @@ class Pipeline:
         self.true_grads: list[tuple[int, tuple[Tensor, ...]]] = []
 
     def arguments(self, step: int, length: int = models.T) -> tuple[tuple[Tensor, ...], dict[str, Any]]:
-        x, y = models.batch(self.case.kind, step, self.case.rows * self.case.m, length)
+        batch = models.batch(self.case.kind, step, self.case.rows * self.case.m, length)
+        x, y = (each.to(self.device) for each in batch)
         told = {"local": True, "relay": self.rank == 0, "none": False}[self.case.labels]
         target = {"target": y} if told or self.rank == self.world - 1 else {}
         return ((x,) if self.rank == 0 else ()), target
@@ -100,20 +108,36 @@ class Pipeline:
 class Oracle:
     """The same in one process."""
 
-    def __init__(self, world: int, case: Case) -> None:
-        self.case = case
+    def __init__(self, world: int, case: Case, device: str = "cpu") -> None:
+        self.case, self.device = case, torch.device(device)
         policy = Policy(case.policy, case.lag, case.unlock_after_steps)
         self.reference = models.oracle(case.kind, world, case.interface, case.conditional, case.m, policy)
+        for module in (*self.reference.stages, *(each.interfaces for each in self.reference.learners if each)):
+            module.to(self.device)
         self.optimizers = [models.optimizer(stage) for stage in self.reference.stages]
         self.losses: list[Tensor] = []
 
     def step(self, step: int, length: int = models.T, optimize: bool = True) -> None:
-        x, y = models.batch(self.case.kind, step, self.case.rows * self.case.m, length)
+        batch = models.batch(self.case.kind, step, self.case.rows * self.case.m, length)
+        x, y = (each.to(self.device) for each in batch)
         self.losses += self.reference.step(x, y, y if self.case.conditional else None)
         if optimize:
             for optimizer in self.optimizers:
                 optimizer.step()
                 optimizer.zero_grad()
+
+
+def relative_difference(pipeline: Pipeline, oracle: Oracle) -> float:
+    """max |difference| / max |value| over parameters, predictors, losses and true gradients of one rank."""
+    rank, reference = pipeline.rank, oracle.reference
+    learner, theirs = reference.learners[rank], dict(reference.true_grads[rank])
+    expected = [*reference.stages[rank].parameters(), *(learner.interfaces.parameters() if learner else ())]
+    pairs = list(zip(pipeline.state(), expected, strict=True))
+    if pipeline.losses:
+        pairs.append((torch.stack(pipeline.losses), torch.stack(oracle.losses)))
+    for microbatch, grads in pipeline.true_grads:
+        pairs += zip(grads, theirs[microbatch], strict=True)
+    return max(float((a - b).abs().max() / b.abs().max().clamp_min(1e-12)) for a, b in pairs)
 
 
 def differences(pipeline: Pipeline, oracle: Oracle) -> list[str]:

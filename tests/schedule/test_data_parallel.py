@@ -84,10 +84,10 @@ def _averages(rank: int, world: int) -> float:
     """The predictors average over the groups they are told, also where no wrapper shows them."""
     mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("pp", "dp"))
     stage_index, replica = mesh["pp"].get_local_rank(), mesh["dp"].get_local_rank()
+    module = models.build("mlp", 2)[stage_index]
+    torch.manual_seed(rank)  # so each replica draws another predictor to start with
     schedule = ScheduleDNI(
-        PipelineStage(
-            models.build("mlp", 2)[stage_index], stage_index, 2, torch.device("cpu"), group=mesh.get_group("pp")
-        ),
+        PipelineStage(module, stage_index, 2, torch.device("cpu"), group=mesh.get_group("pp")),
         M,
         models.loss_fn,
         data_parallel_groups=[mesh.get_group("dp")],

@@ -74,6 +74,21 @@ def test_a_sequence_without_labels_stays_at_wait_and_says_what_to_pass() -> None
     assert losses[-1] < losses[0]
 
 
+def _flattened(rank: int, world: int) -> bool:
+    """A target that only the loss function understands, as many a training loop has it, passed on every rank."""
+    ours, theirs = (models.build("sequence", world)[rank] for _ in range(2))
+    dni = ScheduleDNI(PipelineStage(ours, rank, world, CPU), 2, models.loss_fn)
+    torch_schedule = Schedule1F1B(PipelineStage(theirs, rank, world, CPU), 2, models.loss_fn)
+    x, y = models.batch("sequence", 0, 4)
+    for schedule in (dni, torch_schedule):
+        schedule.step(*((x,) if rank == 0 else ()), target=y.reshape(-1))
+    return all(torch.equal(a.grad, b.grad) for a, b in zip(ours.parameters(), theirs.parameters(), strict=True))
+
+
+def test_a_flattened_target_is_left_to_the_loss_function() -> None:
+    assert run_ranks(2, _flattened) == [True, True]
+
+
 def _label_fn(rank: int, world: int) -> list[str]:
     """The label is derived from the input on the first stage; the oracle is told the same."""
     case = Case("sequence", "local_head", m=3, labels="relay", options={"label_fn": lambda x: (x + 1) % models.V})
@@ -122,6 +137,10 @@ def _two_outputs(rank: int, world: int) -> list[bool]:
         def interfaces() -> list[nn.Module]:
             return [models.interface("mlp", "linear", True), models.interface("mlp", "mlp", True)]
 
+        given = interfaces()
+        if not hasattr(PipelineStage(stages[rank], rank, world, CPU), "_stage_meta"):
+            given.insert(1, models.interface("mlp", "linear", True))  # torch 2.11 asks a gradient for the mask too
+
         learners = [Learner(interfaces(), models.interface_optimizer) for _ in range(world - 1)]
         reference = Reference(
             twins, [*learners, None], models.loss_fn, num_microbatches=3, policy=Policy(policy, lag=2)
@@ -130,7 +149,7 @@ def _two_outputs(rank: int, world: int) -> list[bool]:
             PipelineStage(stages[rank], rank, world, CPU),
             3,
             models.loss_fn,
-            interface=interfaces() if rank < world - 1 else None,
+            interface=given if rank < world - 1 else None,
             interface_optimizer=models.interface_optimizer,
             policy=policy,
         )
@@ -267,6 +286,27 @@ def _accumulated(rank: int, world: int) -> list[str]:
 
 def test_several_steps_before_one_optimizer_step() -> None:
     assert run_ranks(2, _accumulated) == [[], []]
+
+
+def _reused(rank: int, world: int) -> list[str]:
+    case = Case("sequence", "local_head", m=2, lag=3)
+    pipeline, oracle = Pipeline(rank, world, case), Oracle(world, case)
+    x_buffer, y_buffer = models.batch("sequence", 0, case.rows * case.m)
+    for step in range(5):
+        x, y = models.batch("sequence", step, case.rows * case.m)
+        x_buffer.copy_(x)
+        y_buffer.copy_(y)
+        pipeline.schedule.step(*((x_buffer,) if rank == 0 else ()), target=y_buffer)
+        x_buffer.zero_()
+        y_buffer.zero_()
+        pipeline.optimizer.step()
+        pipeline.optimizer.zero_grad()
+        oracle.step(step)
+    return differences(pipeline, oracle)
+
+
+def test_the_caller_may_reuse_the_memory_of_input_and_target_after_step() -> None:
+    assert run_ranks(3, _reused) == [[], [], []]
 
 
 class Checkpointed(nn.Module):

@@ -72,20 +72,18 @@ def test_a_batch_that_does_not_split_evenly_is_refused_on_every_rank_that_sees_i
 
 
 def _short_label(rank: int, world: int) -> str:
-    schedule = ScheduleDNI(_stage(rank, world), 2, lambda output, target: models.loss_fn(output[: len(target)], target))
+    loss = lambda output, target: models.loss_fn(output[: len(target)], target)  # noqa: E731
+    schedule = ScheduleDNI(_stage(rank, world), 2, loss, labels="local")
     x, y = models.batch("mlp", 0, 8)
     return _message(lambda: schedule.step(*((x,) if rank == 0 else ()), target=y[:6]))
 
 
 def test_a_label_of_another_length_is_refused_on_every_rank() -> None:
-    assert (
-        run_ranks(2, _short_label)
-        == [
-            "rank 0: the label has 3 rows per microbatch, the activation has 4: target= must hold one row for each row "
-            "of the input, or pass labels='none'"
-        ]
-        * 2
+    message = (
+        "rank 0: the label of one microbatch has shape (3,), the activation (4, 12): target= must hold one row for "
+        "each row of the input, or pass labels='none'"
     )
+    assert run_ranks(2, _short_label) == [message] * 2
 
 
 class Short(nn.Module):

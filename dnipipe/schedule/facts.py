@@ -1,0 +1,99 @@
+"""What each stage knows before the stages agree, and what follows for the labels."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ..interface import TensorMeta, is_integer
+from .ledger import Metas
+from .policy import Policy
+
+GIVEN = "given: "  # prefix of the name of an interface that is an object of the caller's
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What one stage knows. label: of one microbatch, where this rank has one. interfaces: asked for, () = choose."""
+
+    rank: int
+    stage: int
+    num_microbatches: int
+    policy: Policy
+    labels: str
+    has_label_fn: bool
+    has_target: bool
+    label: TensorMeta | None
+    outputs: Metas
+    inputs_needing_grad: tuple[bool, ...]
+    interfaces: tuple[str, ...]
+    num_classes: int | None
+    check_every_steps: int
+    fall_back: bool
+
+    @property
+    def label_fits(self) -> bool:
+        """Whether the label has one row for each row of the activation."""
+        rows = self.label.shape[:1] if self.label is not None else ()
+        return tuple(rows) == tuple(self.outputs[0][0][:1])
+
+
+def check_equal(by_rank: Mapping[int, Any], name: str) -> None:
+    """Raises: ValueError that lists the ranks, where they do not all have the same value."""
+    if len(set(by_rank.values())) > 1:
+        listed = ", ".join(f"rank {rank}: {value}" for rank, value in by_rank.items())
+        raise ValueError(f"{name} must be the same on every rank, got {listed}")
+
+
+def agree_on_labels(facts: Sequence[Facts]) -> tuple[str, TensorMeta | None]:
+    """How labels reach the predictors (local, relay or none), and what one looks like.
+
+    The last stage needs none for a predictor. "auto" takes labels that fit, and leaves others alone, for only the loss
+    function knows what they mean; "local" and "relay" insist.
+    """
+    mode, upper = facts[0].labels, facts[:-1]
+    without = [fact.rank for fact in upper if fact.label is None]
+    if not upper or mode == "none":
+        return "none", None
+    if mode == "auto":
+        if not upper[0].label_fits:
+            return "none", None
+        mode = "relay" if upper[0].has_label_fn or not all(fact.label_fits for fact in upper) else "local"
+    if mode == "local" and without:
+        raise ValueError(
+            f"labels='local' needs target= on every rank but the last, and ranks {without} passed none: pass it there, "
+            f"or labels='relay' with target= or label_fn= on the first stage"
+        )
+    if facts[0].label is None:
+        raise ValueError("labels='relay' needs target= or label_fn= on the first stage, which passed neither")
+    using = upper if mode == "local" else upper[:1]
+    _check_rows(using)
+    check_equal({fact.rank: fact.label and fact.label.shape for fact in using}, "the shape of the target")
+    return mode, facts[0].label
+
+
+def _check_rows(facts: Sequence[Facts]) -> None:
+    for fact in facts:
+        if not fact.label_fits and fact.label is not None:
+            raise ValueError(
+                f"rank {fact.rank}: the label of one microbatch has shape {tuple(fact.label.shape)}, the activation "
+                f"{tuple(fact.outputs[0][0])}: target= must hold one row for each row of the input, or pass "
+                f"labels='none'"
+            )
+
+
+def agree_on_num_classes(facts: Sequence[Facts], label: TensorMeta | None) -> int:
+    """As told, else read off the last stage's output: one more axis than the label, as cross-entropy takes it."""
+    told = {fact.rank: fact.num_classes for fact in facts if fact.num_classes is not None}
+    check_equal(told, "num_classes")
+    if told:
+        return next(iter(told.values()))
+    if label is None or not is_integer(label.dtype) or not facts[-1].outputs:
+        return 0
+    logits, of_label = tuple(facts[-1].outputs[0][0]), tuple(label.shape)
+    if logits[:-1] == of_label:
+        return logits[-1]
+    if len(logits) == len(of_label) + 1 and (*logits[:1], *logits[2:]) == of_label:
+        return logits[1]
+    return 0

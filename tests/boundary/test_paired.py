@@ -1,0 +1,87 @@
+"""The paired exchange beyond the contract: several transfers in one wait, a GPU, a peer that has left."""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from datetime import timedelta
+
+import pytest
+import torch
+
+from dnipipe.boundary import Boundary, BoundaryError, PairedBoundary
+from dnipipe.boundary.paired import HOST_LEAD, _PairedExchange
+from tests.boundary.sides import number, on_ranks, unconnected
+
+
+class _Work:
+    """Stands for a transfer that takes some seconds, by itself, once somebody waits for it."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+
+    def wait(self, timeout: timedelta | None = None) -> None:
+        if timeout is not None and timeout.total_seconds() < self.seconds:
+            time.sleep(timeout.total_seconds())
+            raise RuntimeError("Timed out")
+        time.sleep(self.seconds if timeout is not None else 0)
+
+    def is_completed(self) -> bool:
+        return self.seconds == 0
+
+
+def _posted(boundary: PairedBoundary, microbatch: int, works: list[_Work], *, on_gpu: bool) -> _PairedExchange:
+    exchange = _PairedExchange(boundary, microbatch, [])
+    exchange.works, exchange._on_gpu = works, on_gpu  # type: ignore[assignment]
+    return exchange
+
+
+def test_the_timeout_holds_for_all_tensors_of_a_wait_together() -> None:
+    start = time.perf_counter()
+    with pytest.raises(BoundaryError, match=r"waited 0\.[5-9] s, at most 0\.5 s, .* at microbatch 2: .* \(Timed out\)"):
+        _posted(unconnected(0.5), 2, [_Work(0.2)] * 10, on_gpu=False).wait()
+    assert time.perf_counter() - start < 1.2
+
+
+def test_the_host_leads_a_gpu_by_a_bounded_number_of_exchanges_and_names_the_one_that_hangs() -> None:
+    boundary = unconnected(0.3)
+    for n in range(HOST_LEAD + 5):
+        _posted(boundary, n, [_Work(0.0 if n < 5 else 9.0)], on_gpu=True).wait()
+    newest = _posted(boundary, HOST_LEAD + 5, [_Work(9.0)], on_gpu=True)
+    for _ in range(2):
+        with pytest.raises(BoundaryError) as caught:
+            newest.wait()
+        assert re.match(
+            r"rank 0 \(stage 3\) waited 0\.[3-9] s, at most 0\.3 s, for rank 1 \(stage 4\) at microbatch 5: ",
+            str(caught.value),
+        )
+    assert 0.3 <= boundary.wait_s < 0.95
+
+
+def _lose_the_peer(boundary: Boundary, side: int) -> tuple[list[str], float] | None:
+    """Side 1 says who it is and leaves. Returns what side 0's waits said, and after how many seconds."""
+    pid = torch.tensor([os.getpid()])
+    boundary.exchange([pid] if side == 1 else [], [pid] if side == 0 else [], microbatch=0).wait()
+    if side == 1:
+        return None
+    deadline = time.monotonic() + 10
+    while os.path.exists(f"/proc/{int(pid)}") and time.monotonic() < deadline:
+        time.sleep(0.01)
+    time.sleep(0.2)
+    start, said = time.perf_counter(), []
+    posted = [boundary.exchange([number(n)], [number(n)], microbatch=n) for n in range(1, 4)]
+    for exchange in posted:
+        with pytest.raises(BoundaryError) as caught:
+            exchange.wait()
+        said.append(str(caught.value))
+    return said, time.perf_counter() - start
+
+
+def test_posting_to_a_peer_that_has_left_is_no_error_and_waiting_is() -> None:
+    said, seconds = on_ranks(_lose_the_peer)[0]
+    for n, message in enumerate(said, start=1):
+        assert re.match(
+            rf"rank 0 \(stage 3\) waited 0\.\d s, at most 10 s, for rank 1 \(stage 4\) at microbatch {n}: ", message
+        )
+    assert seconds < 2
