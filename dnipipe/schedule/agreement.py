@@ -105,7 +105,8 @@ def _summary(
     facts: Sequence[Facts], labels: str, num_classes: int, names: list[tuple[str, ...]], problem: str | None
 ) -> str:
     policy = facts[0].policy
-    pipeline = f"DNI over {len(facts)} stages, {facts[0].num_microbatches} microbatches"
+    num_microbatches = facts[0].num_microbatches
+    pipeline = f"DNI over {len(facts)} stages, {num_microbatches} microbatch{'es' if num_microbatches > 1 else ''}"
     if problem is not None and policy.unlock_step is not None:
         return f"{pipeline}: stays at policy wait, because auto {problem}"
     interfaces = ", ".join("+".join(each) or "none" for each in names)

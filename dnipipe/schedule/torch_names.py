@@ -7,6 +7,7 @@ shapes it was found to have. When torch moves a name, this file moves with it.
 from __future__ import annotations
 
 import inspect
+import sys
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -185,8 +186,6 @@ def publish_losses(schedule: PipelineScheduleSingle, losses: list[Tensor] | None
 
 def register(name: str, schedule_class: type[PipelineScheduleSingle]) -> None:
     """Makes `get_schedule_class(name)` know a class, also where a module has already imported that function by name."""
-    import sys
-
     original = torch_schedules.get_schedule_class
     known = getattr(original, "_dnipipe_names", None)
     if known is not None:
@@ -199,5 +198,6 @@ def register(name: str, schedule_class: type[PipelineScheduleSingle]) -> None:
 
     get_schedule_class._dnipipe_names = names  # type: ignore[attr-defined]
     for module in list(sys.modules.values()):
-        if getattr(module, "get_schedule_class", None) is original:
+        # vars(), because asking a lazy module for a name could import half a library
+        if vars(module).get("get_schedule_class") is original:
             module.get_schedule_class = get_schedule_class  # type: ignore[attr-defined]
