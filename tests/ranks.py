@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing as mp
 import os
+import pickle
 import queue
 import tempfile
 import time
@@ -34,7 +35,8 @@ def _rank_main(
         timeout = timedelta(seconds=60)
         dist.init_process_group(backend, init_method=store, rank=rank, world_size=world, timeout=timeout)
         result = body(rank, world, *args)
-        out.put((rank, None, result))
+        # pickled here, because a queue passes a tensor's memory by a handle that dies with this process
+        out.put((rank, None, pickle.dumps(result)))
         out.close()
         out.join_thread()
         dist.destroy_process_group()
@@ -46,7 +48,7 @@ def _rank_main(
 
 
 def start_ranks(world: int, body: Callable[..., Any], *args: Any, backend: str = "gloo") -> tuple[list[Any], Any]:
-    """Starts `body(rank, world, *args)` on each rank. Returns the processes and the queue of (rank, error, result)."""
+    """Starts `body(rank, world, *args)` on each rank. Returns them, and a queue of (rank, error, pickled result)."""
     out = _CONTEXT.Queue()
     path = os.path.join(tempfile.mkdtemp(prefix="dnipipe-"), "store")
     processes = [
@@ -73,7 +75,7 @@ def run_ranks(
                 raise TimeoutError(f"ranks {missing} did not finish within {timeout_s} s") from None
             if error is not None:
                 raise RuntimeError(f"rank {rank} of {world} failed:\n{error}")
-            results[rank] = result
+            results[rank] = pickle.loads(result)
         for process in processes:
             process.join(timeout=20)
             assert process.exitcode == 0, f"a rank left with exit code {process.exitcode}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import re
 import signal
 import time
@@ -175,7 +176,7 @@ def test_a_lost_peer_is_named_over_nccl(sig: signal.Signals, capfd: Any) -> None
     os.environ["TORCH_NCCL_ASYNC_ERROR_HANDLING"] = "1"
     processes, out = start_ranks(2, _until_lost, timeout_s, backend="nccl")
     try:
-        time.sleep(15.0)
+        time.sleep(12.0)
         os.kill(processes[1].pid, sig)
         start = time.perf_counter()
         rank, error, result = out.get(timeout=timeout_s + 30)
@@ -185,6 +186,7 @@ def test_a_lost_peer_is_named_over_nccl(sig: signal.Signals, capfd: Any) -> None
             process.kill()
             process.join()
     assert rank == 0 and error is None, error
+    result = pickle.loads(result)
     print(result, f"{seconds:.1f} s after the loss")
     lost = r"rank 1 \(stage 1\) at microbatch \d+"
     assert re.match(rf"BoundaryError: rank 0 \(stage 0\) waited \d+\.\d s, at most 8 s, for {lost}", result[0]), result

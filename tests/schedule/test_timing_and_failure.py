@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import pickle
 import random
 import re
 import signal
@@ -209,7 +210,7 @@ def _lose_the_last(sig: signal.Signals, timeout_s: float) -> list[tuple[str, flo
             process.kill()
             process.join()
     assert all(error is None for _, error, _ in got), got
-    return [result for _, _, result in sorted(got)]
+    return [pickle.loads(result) for _, _, result in sorted(got)]
 
 
 def test_a_killed_peer_is_named_with_stage_microbatch_and_seconds() -> None:
