@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 
@@ -28,7 +29,8 @@ OTHER = "#666666"
 DARK = frozenset({"backward", "optimizer", "learn"})  # bars whose numbers are white
 INK = "#333333"
 
-WIDTH_IN, LEFT_IN, RIGHT_IN, TOP_IN, BOTTOM_IN, ROW_IN = 12.0, 0.85, 0.75, 0.85, 0.6, 0.45
+WIDTH_IN, LEFT_IN, RIGHT_IN = 12.0, 0.85, 0.75
+LEGEND_IN, TITLE_IN, ROW_IN, AXIS_IN, BOTTOM_IN = 0.36, 0.42, 0.45, 0.3, 0.3
 BAR_HEIGHT = 0.74
 NUMBER_PT = 8.0
 
@@ -46,26 +48,57 @@ def draw_timeline(
 
     Raises: ValueError: no spans, or none in the window.
     """
+    _draw([_panel(spans, title, window_s)], path)
+
+
+def draw_timelines(runs: Mapping[str, Sequence[Span]], path: str | Path) -> None:
+    """Draws several runs one above the other as a PNG, each from its own 0, on one scale: what ends later is slower.
+
+    Args:
+        runs: the title and the spans of each, from top to bottom. path: as for draw_timeline().
+
+    Raises: ValueError: no runs, or one without spans.
+    """
+    if not runs:
+        raise ValueError("draw_timelines() got no runs: give the spans of at least one")
+    _draw([_panel(spans, title, None) for title, spans in runs.items()], path)
+
+
+@dataclass(frozen=True)
+class _Panel:
+    title: str
+    spans: Sequence[Span]
+    ranks: Sequence[int]
+    start_s: float
+    end_s: float
+
+
+def _panel(spans: Sequence[Span], title: str, window_s: tuple[float, float] | None) -> _Panel:
     if not spans:
         raise ValueError("draw_timeline() got no spans: was the trace enabled during the steps meant to be seen?")
     first_s = min(span.start_s for span in spans)
     last_s = max(span.end_s for span in spans)
-    start_s, end_s = (0.0, last_s - first_s) if window_s is None else window_s
-    seen = [span for span in spans if span.end_s > first_s + start_s and span.start_s < first_s + end_s]
+    start_s, end_s = (first_s, last_s) if window_s is None else (first_s + window_s[0], first_s + window_s[1])
+    seen = [span for span in spans if span.end_s > start_s and span.start_s < end_s]
     if not seen:
         raise ValueError(f"window_s = {window_s} holds no span; the spans cover (0, {last_s - first_s:.6g}) seconds")
-    ranks = sorted({span.rank for span in spans})
-    span_ms = (end_s - start_s) * 1e3
+    return _Panel(title, seen, sorted({span.rank for span in spans}), start_s, end_s)
 
-    figure, axes = _canvas(len(ranks))
-    _dress(axes, ranks, span_ms)
-    for row, rank in enumerate(ranks):
-        row_spans = sorted((span for span in seen if span.rank == rank), key=lambda span: span.start_s)
-        _draw_row(axes, row, row_spans, first_s + start_s, span_ms)
-        share = busy_share(row_spans, first_s + start_s, first_s + end_s)
-        axes.text(1.008, row, f"{share:.0%}", transform=axes.get_yaxis_transform(), va="center", color=INK)
-    axes.text(1.008, -0.72, "busy", transform=axes.get_yaxis_transform(), va="center", color=INK, fontsize=9)
-    _head(figure, title, {span.name for span in seen})
+
+def _draw(panels: Sequence[_Panel], path: str | Path) -> None:
+    figure, all_axes = _canvas([len(panel.ranks) for panel in panels])
+    span_ms = max(panel.end_s - panel.start_s for panel in panels) * 1e3
+    for panel, axes in zip(panels, all_axes, strict=True):
+        _dress(axes, panel.ranks, span_ms)
+        axes.set_title(panel.title, fontsize=12, fontweight="bold", color=INK, loc="left")
+        for row, rank in enumerate(panel.ranks):
+            row_spans = sorted((span for span in panel.spans if span.rank == rank), key=lambda span: span.start_s)
+            _draw_row(axes, row, row_spans, panel.start_s, span_ms)
+            share = busy_share(row_spans, panel.start_s, panel.end_s)
+            axes.text(1.008, row, f"{share:.0%}", transform=axes.get_yaxis_transform(), va="center", color=INK)
+        axes.text(1.008, -0.72, "busy", transform=axes.get_yaxis_transform(), va="center", color=INK, fontsize=9)
+    all_axes[-1].set_xlabel("time (ms)", color=INK)
+    _legend(figure, {span.name for panel in panels for span in panel.spans})
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, format="png")
 
@@ -112,7 +145,6 @@ def _dress(axes: Axes, ranks: Sequence[int], span_ms: float) -> None:
     axes.set_xlim(0, span_ms)
     axes.set_ylim(len(ranks) - 0.5, -0.5)
     axes.set_yticks(range(len(ranks)), [f"rank {rank}" for rank in ranks])
-    axes.set_xlabel("time (ms)", color=INK)
     axes.tick_params(colors=INK, length=3)
     axes.tick_params(axis="y", length=0)
     for side in ("top", "right", "left"):
@@ -120,22 +152,26 @@ def _dress(axes: Axes, ranks: Sequence[int], span_ms: float) -> None:
     axes.spines["bottom"].set_color("#bbbbbb")
 
 
-def _canvas(num_ranks: int) -> tuple[Figure, Axes]:
-    """Rows of one height and margins of one width, whatever the number of ranks."""
-    height_in = TOP_IN + ROW_IN * num_ranks + BOTTOM_IN
+def _canvas(rows: Sequence[int]) -> tuple[Figure, list[Axes]]:
+    """A panel for each number of rows; rows of one height and margins of one width, whatever their number."""
+    height_in = LEGEND_IN + sum(TITLE_IN + ROW_IN * count + AXIS_IN for count in rows) + BOTTOM_IN
     figure = Figure(figsize=(WIDTH_IN, height_in), dpi=150)
-    corner = (LEFT_IN / WIDTH_IN, BOTTOM_IN / height_in)
-    size = ((WIDTH_IN - LEFT_IN - RIGHT_IN) / WIDTH_IN, ROW_IN * num_ranks / height_in)
-    return figure, figure.add_axes((*corner, *size))
+    all_axes, top_in = [], height_in - LEGEND_IN
+    for count in rows:
+        bottom_in = top_in - TITLE_IN - ROW_IN * count
+        corner = (LEFT_IN / WIDTH_IN, bottom_in / height_in)
+        size = ((WIDTH_IN - LEFT_IN - RIGHT_IN) / WIDTH_IN, ROW_IN * count / height_in)
+        all_axes.append(figure.add_axes((*corner, *size)))
+        top_in = bottom_in - AXIS_IN
+    return figure, all_axes
 
 
-def _head(figure: Figure, title: str, names: set[str]) -> None:
+def _legend(figure: Figure, names: set[str]) -> None:
     left, height_in = LEFT_IN / WIDTH_IN, figure.get_figheight()
-    figure.text(left, 1 - 0.24 / height_in, title, fontsize=12, fontweight="bold", color=INK, va="center")
     labels = [name for name in COLOURS if name in names] + sorted(names - set(COLOURS))
     figure.legend(
         handles=[Patch(facecolor=COLOURS.get(name, OTHER), label=name) for name in labels],
-        loc="center left", bbox_to_anchor=(left, 1 - 0.53 / height_in), ncols=len(labels), frameon=False,
+        loc="center left", bbox_to_anchor=(left, 1 - 0.22 / height_in), ncols=len(labels), frameon=False,
         borderaxespad=0, borderpad=0, handlelength=1.0, handleheight=1.0, handletextpad=0.5, columnspacing=1.4,
         labelcolor=INK, fontsize=9.5,
     )  # fmt: skip

@@ -1,0 +1,179 @@
+"""Settings come back as they were written, and whatever is wrong is refused by its full name."""
+
+import ast
+import inspect
+from dataclasses import fields
+from pathlib import Path
+from typing import get_args, get_type_hints
+
+import pytest
+import torch
+
+import dnipipe.config
+from dnipipe.config import SECTIONS, Config, DataConfig, OptimConfig, PipelineConfig, RunConfig, load_config
+from dnipipe.interface.choose import build_interface
+from dnipipe.schedule.policy import Policy
+
+QUICKSTART = Path(__file__).parents[1] / "launch" / "configs" / "quickstart.yaml"
+
+
+def _load(tmp_path, text, *overrides):
+    path = tmp_path / "config.yaml"
+    path.write_text(text)
+    return load_config(path, overrides)
+
+
+def test_an_empty_file_is_all_defaults(tmp_path):
+    assert _load(tmp_path, "") == Config()
+    assert _load(tmp_path, "run:\n# seed: 3\n") == Config()
+
+
+def test_a_file_sets_what_it_names_and_nothing_else(tmp_path):
+    config = _load(tmp_path, "pipeline: {schedule: 1F1B, unlock_after_steps: 7}\nrun: {seed: 3}")
+    assert config == Config(pipeline=PipelineConfig(schedule="1F1B", unlock_after_steps=7), run=RunConfig(seed=3))
+
+
+def test_an_override_beats_the_file_and_a_later_one_an_earlier(tmp_path):
+    config = _load(tmp_path, "run: {seed: 3, batch_size: 8}", "run.seed=4", "run.seed=5", "run.output_dir=a=b")
+    assert (config.run.seed, config.run.batch_size, config.run.output_dir) == (5, 8, "a=b")
+
+
+def test_an_override_reaches_one_entry_of_a_mapping(tmp_path):
+    config = _load(tmp_path, "model: {options: {depth: 8, width: 64}}", "model.options.depth=2", "model.options.x=[1]")
+    assert config.model.options == {"depth": 2, "width": 64, "x": [1]}
+
+
+def test_an_override_may_be_a_list_or_null(tmp_path):
+    config = _load(tmp_path, "", "run.compare_with=[1F1B, GPipe]", "pipeline.unlock_after_steps=null")
+    assert config.run.compare_with == ["1F1B", "GPipe"]
+    assert config.pipeline.unlock_after_steps is None
+
+
+@pytest.mark.parametrize("text", ["1e-3", "0.001", "1.0e-3"])
+def test_a_number_may_be_written_in_every_usual_way(tmp_path, text):
+    assert _load(tmp_path, f"optim: {{learning_rate: {text}}}").optim.learning_rate == 0.001
+
+
+def test_a_whole_number_becomes_a_float_where_one_is_declared(tmp_path):
+    assert isinstance(_load(tmp_path, "data: {max_mb: 2}").data.max_mb, float)
+
+
+def test_yaml_and_back_is_the_same_config(tmp_path):
+    config = _load(tmp_path, QUICKSTART.read_text(), "optim.learning_rate=1e-5", "pipeline.unlock_after_steps=3")
+    assert _load(tmp_path, config.to_yaml()) == config
+    assert _load(tmp_path, Config().to_yaml()) == Config()
+
+
+@pytest.mark.parametrize(
+    ("name", "nearest"),
+    [
+        ("pipeline.num_microbatch", "did you mean pipeline.num_microbatches?"),
+        ("run.learning_rate", "did you mean optim.learning_rate?"),
+        ("Run.Seed", "did you mean run.seed?"),
+        ("optim.qqqqqqqqqqqq", "there are " + ", ".join(f"optim.{each.name}" for each in fields(OptimConfig))),
+        ("zzz.q", "there are model, data, pipeline, optim, run"),
+        ("run.seed.x", "did you mean run.seed?"),
+    ],
+)
+def test_an_unknown_name_is_refused_with_the_nearest_that_exists(tmp_path, name, nearest):
+    with pytest.raises(ValueError) as refusal:
+        _load(tmp_path, "", f"{name}=1")
+    assert str(refusal.value) == f"there is no setting {name}; {nearest}"
+    section, _, rest = name.partition(".")
+    if "." not in rest:
+        with pytest.raises(ValueError, match=f"no setting {name}"):
+            _load(tmp_path, f"{section}: {{{rest}: 1}}")
+
+
+def test_an_unknown_schedule_is_refused_with_the_nearest_that_exists(tmp_path):
+    with pytest.raises(ValueError, match="pipeline.schedule = 'dni'; did you mean DNI?"):
+        _load(tmp_path, "", "pipeline.schedule=dni")
+    with pytest.raises(ValueError, match=r"run.compare_with\[1\] = '1F2B'; did you mean 1F1B?"):
+        _load(tmp_path, "", "run.compare_with=[GPipe, 1F2B]")
+    with pytest.raises(ValueError, match="pipeline.policy = 'x'; there are auto, wait, synthetic"):
+        _load(tmp_path, "", "pipeline.policy=x")
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        "model.factory=byte_gpt", "model.factory=a:b.c", "model.factory=3", "model.options=3",
+        "data.files=a.txt", "data.files=[3]", "data.seq_len=0", "data.seq_len=1.5", "data.max_mb=0", "data.max_mb=x",
+        "pipeline.num_microbatches=0", "pipeline.lag=0", "pipeline.lag=true", "pipeline.unlock_after_steps=-1",
+        "pipeline.interface=lineer", "optim.learning_rate=0", "optim.learning_rate=.nan", "optim.learning_rate=true",
+        "optim.weight_decay=-0.1", "optim.warmup_steps=-1", "optim.clip=-1", "optim.clip=.inf", "optim.clip=[1]",
+        "run.seed=-1", "run.batch_size=0", "run.train_seconds=-1", "run.steps=-1", "run.eval_every_s=-1",
+        "run.eval_batches=0", "run.sample_bytes=-1", "run.output_dir=''", "run.output_dir=null",
+        "run.compare_with=DNI", "run.trace_steps=[3]", "run.trace_steps=[4, 3]", "run.trace_steps=[-1, 3]",
+        "run.batch_size=15",
+    ],
+)  # fmt: skip
+def test_a_bad_value_is_refused_by_its_full_name(tmp_path, bad):
+    full_name = bad.partition("=")[0]
+    with pytest.raises(ValueError, match=full_name.replace(".", r"\.")):
+        _load(tmp_path, "", bad)
+
+
+def test_the_least_value_of_each_range_is_taken(tmp_path):
+    overrides = ["data.seq_len=1", "pipeline.num_microbatches=1", "pipeline.lag=1", "pipeline.unlock_after_steps=0"]
+    overrides += ["optim.weight_decay=0", "optim.warmup_steps=0", "optim.clip=0", "run.seed=0", "run.batch_size=1"]
+    overrides += ["run.train_seconds=0", "run.steps=1", "run.eval_every_s=0", "run.eval_batches=1"]
+    overrides += ["run.sample_bytes=0", "run.trace_steps=[0, 1]"]
+    assert _load(tmp_path, "", *overrides).run.steps == 1
+
+
+def test_a_run_ends_by_time_or_by_steps_but_not_by_both(tmp_path):
+    for both in (["run.train_seconds=0"], ["run.train_seconds=5", "run.steps=5"]):
+        with pytest.raises(ValueError, match="run.steps.*run.train_seconds"):
+            _load(tmp_path, "", *both)
+
+
+def test_fields_made_in_python_are_checked_too():
+    with pytest.raises(ValueError, match="data.seq_len"):
+        DataConfig(seq_len=0)
+    with pytest.raises(ValueError, match="optim.clip"):
+        OptimConfig(clip="much")
+
+
+@pytest.mark.parametrize("text", ["- a", "run: 3", "run: [seed]", "a: b: c"])
+def test_a_file_of_another_form_is_refused(tmp_path, text):
+    with pytest.raises(ValueError, match="must hold|no YAML"):
+        _load(tmp_path, text)
+
+
+def test_an_override_of_another_form_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="section.field=value"):
+        _load(tmp_path, "", "run.seed")
+    with pytest.raises(ValueError, match="no YAML"):
+        _load(tmp_path, "", "data.files=[a")
+
+
+def test_every_field_says_below_itself_what_it_is():
+    tree = ast.parse(inspect.getsource(dnipipe.config))
+    said = set()
+    for node in tree.body:
+        if isinstance(node, ast.ClassDef):
+            for line, below in zip(node.body, node.body[1:], strict=False):
+                if isinstance(line, ast.AnnAssign) and isinstance(below, ast.Expr):
+                    said.add((node.name, line.target.id))
+    assert said == {(kind.__name__, each.name) for kind in SECTIONS for each in fields(kind)}
+
+
+def test_the_policies_that_may_be_set_are_those_that_the_engine_has():
+    policies = get_args(get_type_hints(PipelineConfig)["policy"])
+    assert [Policy(name).name for name in policies] == list(policies)
+
+
+def test_the_interfaces_that_may_be_set_are_those_that_can_be_built():
+    interfaces = set(get_args(get_type_hints(PipelineConfig)["interface"])) - {"auto"}
+    shapes = {"conv": (2, 3, 4, 4), "transformer": (2, 3, 8)}
+    for name in interfaces:
+        build_interface(name, torch.zeros(shapes.get(name, (2, 8))), num_classes=4)
+    with pytest.raises(ValueError) as refusal:
+        build_interface("no such interface", torch.zeros(2, 8))
+    assert all(name in str(refusal.value) for name in interfaces)
+
+
+def test_the_quickstart_is_valid_and_its_model_takes_its_sequences():
+    config = load_config(QUICKSTART)
+    assert config.model.options["seq_len"] >= config.data.seq_len
