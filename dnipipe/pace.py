@@ -1,0 +1,132 @@
+"""Training time by one clock, and a pause that all ranks make after the same step, though none waits to agree on it.
+
+    rank 0   . . . . b . . . . b . . |      b, a beat: says elapsed seconds and pace, and hears the beat before
+    rank 1   . . . . b . . . . b . . |      |, the step at which, by that beat, time is up: the same everywhere
+
+To hear what rank 0's clock says now would take a message that everyone waits for, which ties together the stages that a
+schedule without waiting has just set free. A beat is rare, is started and not waited for, and is read one beat later,
+when it has long arrived.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Beat:
+    """What all ranks know, and know alike.
+
+    Args: step: steps done when it was said. elapsed_s, step_s: rank 0's seconds of training, and of one step.
+          loss, loss_step: the last stage's newest loss, and of which step it is.
+    """
+
+    step: int
+    elapsed_s: float
+    step_s: float
+    loss: float
+    loss_step: int
+
+
+class Pace:
+    """Counts the seconds between start() and stop(), which every rank calls after the same steps.
+
+    Args: group: of all ranks, for CPU tensors, used for nothing else meanwhile. every: steps between two beats, at
+          least 1. device: waited for at start and stop, so that a second counts the work and not its being queued.
+    """
+
+    def __init__(self, group: dist.ProcessGroup, *, every: int, device: torch.device) -> None:
+        self.group, self.every, self.device = group, every, device
+        self.rank, self.last_rank = dist.get_rank(), dist.get_world_size() - 1
+        self.newest: Beat | None = None
+        self._before_s = self._started_s = 0.0
+        self._first_step: int | None = None
+        self._under_way: tuple[int, Tensor, dist.Work] | None = None
+        self._until_s = self._end_step = math.inf
+
+    @property
+    def elapsed_s(self) -> float:
+        """Seconds of training so far, between start() and stop(), by this rank's clock."""
+        return self._before_s + time.perf_counter() - self._started_s
+
+    def start(self, step: int, *, until_s: float) -> None:
+        """Begins a stretch after `step` steps, to pause when `until_s` seconds in all are over; inf: never."""
+        self._meet()
+        self._first_step = step if self._first_step is None else self._first_step
+        self._until_s = until_s
+        self._plan()
+        self._stretch_step, self._started_s = step, time.perf_counter()
+
+    def after_step(self, step: int, loss: tuple[int, Tensor] | None) -> bool:
+        """To be told after each step how many are done. loss: (step, value), on the last rank.
+
+        Returns: whether this was a beat.
+        """
+        if not self._is_beat(step):
+            return False
+        self._hear()
+        told = self._told(step, loss)
+        work = dist.all_reduce(told, group=self.group, async_op=True)
+        assert work is not None, "an asynchronous collective returns its handle"
+        self._under_way = (step, told, work)
+        return True
+
+    def is_over(self, step: int) -> bool:
+        """Whether to pause after `step` steps; the same on every rank."""
+        return step >= self._end_step
+
+    def stop(self, step: int, loss: tuple[int, Tensor] | None) -> Beat:
+        """Ends the stretch when all ranks are here, and says how far they are."""
+        self._meet()
+        self._hear()
+        told = self._told(step, loss)
+        dist.all_reduce(told, group=self.group)
+        self.newest = _beat(step, told)
+        self._before_s = self.newest.elapsed_s
+        return self.newest
+
+    def _is_beat(self, step: int) -> bool:
+        assert self._first_step is not None, "start() comes first"
+        since = step - self._first_step
+        # at first nobody knows the pace, and the time may be over before a beat is due: 1, 2, 4, 8, ... steps
+        return since % self.every == 0 or (since < self.every and since & (since - 1) == 0)
+
+    def _told(self, step: int, loss: tuple[int, Tensor] | None) -> Tensor:
+        """A sum of zeros and one number is that number: one message carries what two ranks know."""
+        told = torch.zeros(4, dtype=torch.float64)
+        if self.rank == 0:
+            told[0] = self.elapsed_s
+            told[1] = (self.elapsed_s - self._before_s) / max(1, step - self._stretch_step)
+        if self.rank == self.last_rank and loss is not None:
+            told[2], told[3] = loss[0], loss[1].detach()
+        return told
+
+    def _hear(self) -> None:
+        if self._under_way is None:
+            return
+        step, told, work = self._under_way
+        self._under_way = None
+        work.wait()
+        self.newest = _beat(step, told)
+        self._plan()
+
+    def _plan(self) -> None:
+        if self.newest is not None and math.isfinite(self._until_s):
+            left_s = self._until_s - self.newest.elapsed_s
+            self._end_step = self.newest.step + math.ceil(left_s / self.newest.step_s)
+
+    def _meet(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        dist.barrier(group=self.group)
+
+
+def _beat(step: int, told: Tensor) -> Beat:
+    elapsed_s, step_s, loss_step, loss = told.tolist()
+    return Beat(step, elapsed_s, step_s, loss, int(loss_step))

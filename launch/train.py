@@ -1,0 +1,62 @@
+"""Trains a pipeline: torchrun --nproc-per-node STAGES launch/train.py CONFIG.yaml [section.field=value ...]
+
+One process is one stage. Settings are checked before the processes join: a wrong one ends them with exit code 2.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+import traceback
+
+import torch
+import torch.distributed as dist
+from torch.distributed.elastic.multiprocessing.errors import record
+
+from dnipipe.config import load_config
+from dnipipe.trainer import Trainer
+
+PATIENCE_S = 10.0
+
+
+def choose_device(local_rank: int, local_world_size: int) -> torch.device:
+    """A GPU of its own for every process of this machine, or the CPU for all of them."""
+    num_gpus = torch.cuda.device_count()
+    if num_gpus >= local_world_size:
+        torch.cuda.set_device(local_rank)
+        return torch.device("cuda", local_rank)
+    if num_gpus and local_rank == 0:
+        print(f"{local_world_size} processes, {num_gpus} GPUs: each needs its own, so all run on the CPU")
+    return torch.device("cpu")
+
+
+@record  # so that torchrun's summary shows the error of the rank that failed first
+def main(arguments: list[str]) -> None:
+    rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    try:
+        if not arguments or arguments[0] in ("-h", "--help"):
+            raise ValueError(str(__doc__))
+        trainer = Trainer(load_config(arguments[0], arguments[1:]), world_size)
+        if "RANK" not in os.environ:
+            raise ValueError("no ranks: start this with torchrun --nproc-per-node STAGES launch/train.py CONFIG.yaml")
+    except (ValueError, OSError) as error:
+        if rank:  # rank 0 says the same, and torchrun ends all when it has; what is wrong here alone is said here
+            time.sleep(PATIENCE_S)
+        print(f"dnipipe: {error}", file=sys.stderr, flush=True)
+        sys.exit(2)
+    device = choose_device(int(os.environ["LOCAL_RANK"]), int(os.environ["LOCAL_WORLD_SIZE"]))
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    if rank == 0:
+        print(f"{world_size} processes, one stage of the model each, on {device.type} over {backend}", flush=True)
+    dist.init_process_group(backend)
+    try:
+        trainer.run(device)
+    except BaseException:
+        print(f"dnipipe: rank {rank} of {world_size} failed:\n{traceback.format_exc()}", file=sys.stderr, flush=True)
+        raise
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,49 @@
+"""The pipeline writes what the whole model would, and a terminal can show it."""
+
+import torch
+import torch.distributed as dist
+
+from dnipipe.config import load_config
+from dnipipe.data import byte_corpus, stdlib_sources
+from dnipipe.generate import generate, printable
+from dnipipe.worker import Worker, make_model
+from tests.ranks import run_ranks
+from tests.test_trainer import QUICKSTART, TINY
+
+PROMPT, NUM_BYTES, SEQ_LEN = b"def ", 40, 32
+
+
+def _generate(rank, world, name):
+    config = load_config(QUICKSTART, TINY)
+    worker = Worker(config, name, byte_corpus(stdlib_sources(), max_bytes=10**6), torch.device("cpu"))
+    worker.train_step(0)
+    with torch.no_grad():
+        for parameter in worker.module.parameters():  # else the next byte would hardly depend on those before it
+            parameter += 0.3 * torch.randn_like(parameter)
+    settings = {"batch_size": 8, "seq_len": SEQ_LEN, "temperature": 0.7, "seed": 3}
+    text = generate(
+        worker.schedule, PROMPT, num_bytes=NUM_BYTES, **settings, device=torch.device("cpu"), group=dist.group.WORLD
+    )
+    weights = {name: value.clone() for name, value in worker.module.state_dict().items()}
+    worker.train_step(1)
+    return text, weights
+
+
+def test_the_pipeline_writes_what_the_whole_model_writes_byte_by_byte():
+    """The reference has no batch and no filled-up window: the last bytes, alone, through the model in one process."""
+    config = load_config(QUICKSTART, TINY)
+    for name in ("DNI", "1F1B"):
+        (text, first), (same, second) = run_ranks(2, _generate, name)
+        model = make_model(config.model)
+        model.load_state_dict(first | second)
+        generator, expected = torch.Generator().manual_seed(3), list(PROMPT)
+        for _ in range(NUM_BYTES):
+            with torch.no_grad():
+                logits = model(torch.tensor([expected[-SEQ_LEN:]]))[0, -1]
+            expected.append(torch.multinomial(torch.softmax(logits / 0.7, 0), 1, generator=generator).item())
+        assert text == same == bytes(expected)
+
+
+def test_what_would_move_the_cursor_is_not_printed():
+    assert printable("é\n\tx".encode()) == "é\n\tx"
+    assert printable(b"a\x1b[2J\r\xffb") == "a\ufffd[2J\ufffd\ufffdb"
