@@ -66,12 +66,12 @@ class Trainer:
         with MetricsFile(folder / "metrics.jsonl" if rank == 0 else os.devnull) as metrics:
             for name in [self.config.pipeline.schedule, *self.config.run.compare_with]:
                 console.print(f"\n[bold]{name}[/bold]")
-                session = Session(self.config, name, self.corpus, device, group, metrics)
-                results.append(session.train())
-                traces[name] = _gather(session.spans, group)
+                training = Training(self.config, name, self.corpus, device, group, metrics)
+                results.append(training.train())
+                traces[name] = _gather(training.spans, group)
                 if len(results) == 1:
-                    session.write_sample(console)
-                    state = session.worker.state_dict(session.step)
+                    training.write_sample(console)
+                    state = training.worker.state_dict(training.step)
                     save_checkpoint(folder / "checkpoint", rank, state, group=group)
         if rank == 0:
             self._write_traces(console, folder, traces)
@@ -87,7 +87,7 @@ class Trainer:
             console.print(f"no timeline of {name}: it ended before step {window[1]}, the end of run.trace_steps")
 
 
-class Session:
+class Training:
     """One schedule's training, from fresh weights to its result."""
 
     def __init__(
