@@ -75,7 +75,8 @@ class ByteCorpus:
 def byte_corpus(paths: Iterable[Path], *, max_bytes: int) -> ByteCorpus:
     """Reads files one after another; every 20th file that is not empty goes to validation, all others to training.
 
-    Whole files are split off, not bytes, so that no validation text continues a training text.
+    Whole files are split off, not bytes, so that no validation text continues a training text. Where there are fewer
+    than 20 files, the last twentieth of each one's bytes goes to validation instead.
 
     Args:
         paths: read in this order. Sort them: ranks and runs agree on the data only if they agree on the order.
@@ -83,24 +84,29 @@ def byte_corpus(paths: Iterable[Path], *, max_bytes: int) -> ByteCorpus:
 
     Raises: ValueError: too few files or bytes to leave anything in both splits.
     """
-    train, validation = bytearray(), bytearray()
-    num_files = 0
+    texts: list[bytes] = []
+    left = max_bytes
     for path in paths:
-        left = max_bytes - len(train) - len(validation)
         if left <= 0:
             break
         with open(path, "rb") as file:
-            text = file.read(left)
-        if text:
-            num_files += 1
-            (train if num_files % VALIDATION_EVERY else validation).extend(text)
-    if not validation:
+            texts.append(file.read(left))
+        left -= len(texts[-1])
+    texts = [text for text in texts if text]
+    if len(texts) < VALIDATION_EVERY:
+        cuts = [len(text) - len(text) // VALIDATION_EVERY for text in texts]
+        train = b"".join(text[:cut] for text, cut in zip(texts, cuts, strict=True))
+        validation = b"".join(text[cut:] for text, cut in zip(texts, cuts, strict=True))
+    else:
+        train = b"".join(text for number, text in enumerate(texts, 1) if number % VALIDATION_EVERY)
+        validation = b"".join(texts[VALIDATION_EVERY - 1 :: VALIDATION_EVERY])
+    if not train or not validation:
         raise ValueError(
-            f"read {num_files} files that are not empty, max_bytes = {max_bytes}; every {VALIDATION_EVERY}th is for "
-            f"validation, so at least {VALIDATION_EVERY} are needed: give more files or raise max_bytes"
+            f"read {sum(map(len, texts))} bytes in {len(texts)} files, max_bytes = {max_bytes}; one byte in "
+            f"{VALIDATION_EVERY} is for validation: give more text or raise max_bytes"
         )
     return ByteCorpus(_to_tensor(train), _to_tensor(validation))
 
 
-def _to_tensor(text: bytearray) -> Tensor:
-    return torch.frombuffer(text, dtype=torch.uint8)
+def _to_tensor(text: bytes) -> Tensor:
+    return torch.frombuffer(bytearray(text), dtype=torch.uint8)

@@ -78,7 +78,7 @@ class Worker:
             interface_optimizer=partial(torch.optim.Adam, lr=self.config.optim.interface_learning_rate),
             policy=pipeline.policy,
             lag=pipeline.lag,
-            unlock_after_steps=pipeline.unlock_after_steps,
+            unlock_after_steps=None if pipeline.policy == "wait" else pipeline.unlock_after_steps,
             trace=self.trace,
         )
 

@@ -33,6 +33,7 @@ def choose_device(local_rank: int, local_world_size: int) -> torch.device:
 
 @record  # so that torchrun's summary shows the error of the rank that failed first
 def main(arguments: list[str]) -> None:
+    sys.path.append(os.getcwd())  # so that model.factory is also found where the user stands
     rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     try:
         if not arguments or arguments[0] in ("-h", "--help"):

@@ -41,7 +41,7 @@ def test_max_bytes_counts_both_splits_and_cuts_the_last_file(tmp_path):
 
 
 def test_too_little_text_is_refused_with_the_cure(tmp_path):
-    with pytest.raises(ValueError, match="read 3 files.*more files"):
+    with pytest.raises(ValueError, match="read 9 bytes in 3 files.*give more text"):
         byte_corpus(_files(tmp_path, [b"abc"] * 3), max_bytes=100)
     with pytest.raises(ValueError, match="raise max_bytes"):
         byte_corpus(_files(tmp_path, [b"abc"] * 40), max_bytes=10)

@@ -27,6 +27,7 @@ class Agreement:
     labels: str
     label: TensorMeta | None
     num_classes: int
+    num_classes_told: bool
     needs_grad: tuple[bool, ...]
     interfaces: tuple[str, ...]
     stays_at_wait: str | None
@@ -43,7 +44,7 @@ def agree(facts: Sequence[Facts], stage: int) -> Agreement:
     for name in ("num_microbatches", "policy", "labels", "check_every_steps", "fall_back"):
         check_equal({fact.rank: getattr(fact, name) for fact in facts}, name)
     labels, label = agree_on_labels(facts)
-    num_classes = agree_on_num_classes(facts, label)
+    num_classes, told = agree_on_num_classes(facts, label)
     chosen = [_interfaces(facts, upper, label, num_classes) for upper in range(len(facts) - 1)]
     problem = next((names for names in chosen if isinstance(names, str)), None)
     if problem is not None and facts[0].policy.name == "synthetic":
@@ -55,6 +56,7 @@ def agree(facts: Sequence[Facts], stage: int) -> Agreement:
         labels=labels,
         label=label,
         num_classes=num_classes,
+        num_classes_told=told,
         needs_grad=() if last else facts[stage + 1].inputs_needing_grad,
         interfaces=() if last or problem is not None else names[stage],
         stays_at_wait=problem,

@@ -68,6 +68,13 @@ def agree_over(facts: Facts, stage: Any) -> Agreement:
     return agree(everyone, stage.stage_index)
 
 
+def all_ranks(value: bool, stage: Any) -> bool:
+    """Whether `value` is true on every rank of the pipeline. Every rank must call it at the same time."""
+    everyone: list[Any] = [None] * stage.num_stages
+    dist.all_gather_object(everyone, value, group=stage.group)
+    return all(everyone)
+
+
 def set_metas(flow: Flow, stage: Any, agreement: Agreement) -> None:
     """What each training exchange carries down: the outputs, and a relayed label."""
     meta = agreement.label
@@ -97,7 +104,10 @@ def build_learner(
             module = next(modules)
             interfaces.append(module if isinstance(module, Interface) else Custom(module))
         else:
-            interfaces.append(build_interface(name, meta, num_classes=agreement.num_classes, label=agreement.label))
+            with torch.random.fork_rng(devices=[]):  # the caller's random numbers are the model's
+                torch.default_generator.manual_seed(torch.initial_seed() + stage.stage_index)
+                built = build_interface(name, meta, num_classes=agreement.num_classes, label=agreement.label)
+            interfaces.append(built)
     device = torch.device(stage.device)
     for interface in interfaces:
         start_alike(interface.to(device), replicas)

@@ -10,8 +10,10 @@ The class only translates between torch's stage and `Flow`, which holds the algo
 
 from __future__ import annotations
 
+import math
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -87,7 +89,6 @@ class ScheduleDNI(PipelineScheduleSingle):
         )
         device = torch.device(stage.device)
         self.trace = trace or Trace(rank=dist.get_rank(), stage=stage.stage_index, device=device, enabled=False)
-        self._watch = Watch(check_every_steps, fall_back, stage.group)
         self._preparation = Preparation(
             policy=self.policy,
             given=as_list(interface),
@@ -102,6 +103,9 @@ class ScheduleDNI(PipelineScheduleSingle):
             data_parallel_groups=data_parallel_groups,
             stage=stage,
         )
+        groups = [stage.group, *self._preparation.replicas]
+        self._watch = Watch(check_every_steps, fall_back, groups, timeout_s)
+        self._failure: BaseException | None = None
         self._flow: Flow | None = None
         self._resume: dict[str, Any] | None = None
 
@@ -118,22 +122,35 @@ class ScheduleDNI(PipelineScheduleSingle):
         """What torch's step() and eval() call, with the microbatches split."""
         args, kwargs = torch_names.check_inputs(self, arg_mbs, kwarg_mbs, target_mbs, losses)
         batch = Batch(args, kwargs, target_mbs, return_outputs, loss_kwargs)
-        try:
-            flow = self._flow = self._preparation.prepare(self, self._flow, batch)
+        if self._failure is not None:
+            raise RuntimeError(
+                f"an earlier step failed in the middle ({self._failure!r}) and lost its microbatches: build the "
+                f"schedule anew on every rank and load the last state"
+            ) from self._failure
+        flow = self._flow = self._preparation.prepare(self, self._flow, batch)
+        with self._watching_for_failure():
             if self._has_backward:
                 self._restore()
                 self._train(flow, batch)
             else:
                 self._evaluate(flow, batch)
             flow.confirm()
-        except BoundaryError:
-            print(self.dump_state(), file=sys.stderr, flush=True)
+            torch_names.publish_losses(self, losses)
+            if self._has_backward:
+                self._stage.perform_reduce_grad(self._n_microbatches if self.scale_grads else 1)
+                flow.end_step()
+                self._watch.after_step(flow)
+
+    @contextmanager
+    def _watching_for_failure(self) -> Iterator[None]:
+        """A lost neighbour: says where this rank stands. Whatever fails in here leaves messages that nobody takes."""
+        try:
+            yield
+        except BaseException as failure:
+            self._failure = failure
+            if isinstance(failure, BoundaryError):
+                print(self.dump_state(), file=sys.stderr, flush=True)
             raise
-        torch_names.publish_losses(self, losses)
-        if self._has_backward:
-            self._stage.perform_reduce_grad(self._n_microbatches if self.scale_grads else 1)
-            flow.end_step()
-            self._watch.after_step(flow)
 
     def _train(self, flow: Flow, batch: Batch) -> None:
         flow.begin_step()
@@ -201,20 +218,23 @@ class ScheduleDNI(PipelineScheduleSingle):
         Every rank must call it after the same step(). Training goes on afterwards as if it had just begun to unlock.
         """
         if self._flow is not None:
-            self._flow.flush()
+            with self._watching_for_failure():
+                self._flow.flush()
 
     def reset_shapes(self) -> None:
         """Tells that the next step() has inputs of other shapes. Every rank must call it after the same step().
 
         Not needed where every rank passes target= and its shape changes too.
         """
-        self._preparation.reset_shapes(self, self._flow)
+        with self._watching_for_failure():
+            self._preparation.reset_shapes(self, self._flow)
 
     def state_dict(self) -> dict[str, Any]:
         """Predictors, their optimizer, counters, what is in flight. Saving changes nothing. Every rank must call it."""
         if self._flow is None or self._resume is not None:
             return self._resume or {}
-        return {"flow": self._flow.state_dict(), "watch": self._watch.state_dict()}
+        with self._watching_for_failure():
+            return {"flow": self._flow.state_dict(), "watch": self._watch.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Goes on where `state_dict` was called. Every rank must call it, before its next step()."""
@@ -237,9 +257,10 @@ class ScheduleDNI(PipelineScheduleSingle):
 
         Reads from the device, so it waits for it. loss is nan until the first has arrived.
         """
-        if self._flow is None:
-            return {"step": 0, "policy": "wait", "loss": float("nan"), "loss_step": -1}
-        return self._flow.metrics()
+        if self._flow is not None:
+            return self._flow.metrics()
+        nothing = {"loss": math.nan, "loss_step": -1, "in_flight": 0, "wait_s": 0.0, "cosine": math.nan, "r2": math.nan}
+        return {"step": 0, "policy": "wait", **nothing}
 
     def dump_state(self) -> str:
         """One line that says where this rank stands, for a log."""

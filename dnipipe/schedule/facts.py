@@ -83,17 +83,22 @@ def _check_rows(facts: Sequence[Facts]) -> None:
             )
 
 
-def agree_on_num_classes(facts: Sequence[Facts], label: TensorMeta | None) -> int:
-    """As told, else read off the last stage's output: one more axis than the label, as cross-entropy takes it."""
+def agree_on_num_classes(facts: Sequence[Facts], label: TensorMeta | None) -> tuple[int, bool]:
+    """(number, whether it was told): as told, else guessed from the last stage's output, 0 for none.
+
+    The guess is cross-entropy's layout, one more axis than the label. It may be wrong, since an integer target need not
+    be a class: labels beyond it then count as "no label", and an axis of 1 is never taken for classes.
+    """
     told = {fact.rank: fact.num_classes for fact in facts if fact.num_classes is not None}
     check_equal(told, "num_classes")
     if told:
-        return next(iter(told.values()))
-    if label is None or not is_integer(label.dtype) or not facts[-1].outputs:
-        return 0
+        return next(iter(told.values())), True
+    if label is None or not is_integer(label.dtype) or not label.dtype.is_signed or not facts[-1].outputs:
+        return 0, False
     logits, of_label = tuple(facts[-1].outputs[0][0]), tuple(label.shape)
+    guess = 0
     if logits[:-1] == of_label:
-        return logits[-1]
-    if len(logits) == len(of_label) + 1 and (*logits[:1], *logits[2:]) == of_label:
-        return logits[1]
-    return 0
+        guess = logits[-1]
+    elif len(logits) == len(of_label) + 1 and (*logits[:1], *logits[2:]) == of_label:
+        guess = logits[1]
+    return (guess if guess > 1 else 0), False

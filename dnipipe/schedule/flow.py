@@ -20,16 +20,16 @@ from torch import Tensor
 
 from ..interface import Learner
 from ..observe.trace import Trace
-from .ledger import Downward, Metas, Pending, StepEnd, Upward, empty
-from .policy import Policy
+from .ledger import Downward, Metas, Pending, StepEnd, Upward, empty, own
+from .policy import Policy, lag_of_wait
 
 
 class Flow:
     """Counts microbatches, chooses gradients, keeps the two boundaries of a stage in step.
 
     Args:   stage, num_stages, num_microbatches: of the pipeline. up, down: the boundaries (None at its ends).
-            learner: the predictors of this stage's outputs (None: none are known, so only `wait` is possible).
-    Fields: step: step() calls so far. microbatch: training microbatches of all complete steps.
+    Fields: learner: the predictors of this stage's outputs, set once they are known; None: only `wait` is possible.
+            step: step() calls so far. microbatch: training microbatches of all complete steps.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class Flow:
     @property
     def delay(self) -> int:
         """Microbatches that go forward before the first goes backward."""
-        return self.num_stages - 1 - self.stage if self.waits else 0
+        return lag_of_wait(self.stage, self.num_stages) if self.waits else 0
 
     @property
     def news(self) -> Tensor:
@@ -91,7 +91,7 @@ class Flow:
             step_end = StepEnd.AHEAD if self.device.type == "cpu" else StepEnd.HOLD
         for side, stage in ((self.up, self.stage - 1), (self.down, self.stage)):
             if side is not None:
-                lag = self.num_stages - 1 - stage if self.waits else self.policy.lag
+                lag = lag_of_wait(stage, self.num_stages) if self.waits else self.policy.lag
                 side.restart(self.microbatch, lag=lag, step_end=step_end)
 
     def receive(self) -> list[Tensor]:
@@ -106,7 +106,7 @@ class Flow:
         if self.down is None:
             return
         # Sent as they are kept: NCCL and gloo read the memory later, and the predictor learns from the same tensors.
-        outputs = [output.detach().contiguous() for output in outputs]
+        outputs = [own(output) for output in outputs]
         kept = tuple(output for output, needed in zip(outputs, needs_grad, strict=True) if needed)
         if relayed:
             assert label is not None, "a relayed label is there"
@@ -124,8 +124,10 @@ class Flow:
         if self.waits:
             self._entry = self._arrive()
             return tuple(self._entry.true_grads)
-        assert self.learner is not None, "without an interface the policy stays at wait"
         newest = self.down.pending[-1]
+        if not newest.activations:  # a frozen stage
+            return ()
+        assert self.learner is not None, "without an interface the policy stays at wait"
         with self._span("predict", newest.microbatch):
             return self.learner.predict(newest.activations, newest.label)
 
@@ -220,11 +222,11 @@ class Flow:
         """Evaluation: sends outputs without expecting anything back. Returns the wait for it."""
         if self.down is None:
             return lambda: None
-        outputs = [output.detach().contiguous() for output in outputs]
+        outputs = [own(output) for output in outputs]
         return self.down.boundary.exchange(outputs, [], microbatch=self.microbatch).wait
 
     def metrics(self) -> dict[str, float | int | str]:
-        """As ScheduleDNI.metrics says."""
+        """As ScheduleDNI.metrics says; all names always."""
         loss_step, loss = self.news.tolist()
         sides = [side for side in (self.up, self.down) if side is not None]
         return {
@@ -234,7 +236,7 @@ class Flow:
             "loss_step": -1 if math.isnan(loss_step) else int(loss_step),
             "in_flight": len(self.down.pending) if self.down is not None else 0,
             "wait_s": sum(side.boundary.wait_s for side in sides),
-            **(self.learner.metrics() if self.learner is not None else {}),
+            **(self.learner.metrics() if self.learner is not None else {"cosine": math.nan, "r2": math.nan}),
         }
 
     def describe(self) -> str:

@@ -50,6 +50,12 @@ def empty(metas: Metas, device: torch.device) -> list[Tensor]:
     return [torch.empty(shape, dtype=dtype, device=device) for shape, dtype in metas]
 
 
+def own(output: Tensor) -> Tensor:
+    """The output's values in memory that nobody else will write to: not the caller's input, nor a parameter."""
+    base = output._base if output._base is not None else output
+    return output.detach().clone() if base.grad_fn is None else output.detach().contiguous()
+
+
 @dataclass
 class Pending:
     """A microbatch sent down whose true gradient has not been used yet.

@@ -5,7 +5,7 @@
     auto        wait for the first `unlock_after_steps` step() calls, then the best that is known (today: synthetic)
 
 A policy is a row of this table, so `stale` and `corrected` will be two more rows and two more branches where a
-gradient is chosen (ScheduleDNI._backward). What is late follows from (num_stages, num_microbatches, lag) alone, never
+gradient is chosen (Flow.output_grads). What is late follows from (num_stages, num_microbatches, lag) alone, never
 from timing.
 """
 
@@ -40,6 +40,8 @@ class Policy:
             raise ValueError(
                 f"lag must be at least 1 microbatch, got {self.lag}: gradient t - lag travels beside activation t"
             )
+        if self.name == "wait" and self.unlock_after_steps is not None:
+            raise ValueError("policy 'wait' never unlocks: leave unlock_after_steps out, or choose policy 'synthetic'")
         if self.unlock_after_steps is not None and self.unlock_after_steps < 0:
             raise ValueError(f"unlock_after_steps must be at least 0 steps, got {self.unlock_after_steps}")
 
@@ -54,6 +56,7 @@ class Policy:
         """Whether step() call `step`, counted from 0, waits for true gradients."""
         return self.unlock_step is None or step < self.unlock_step
 
-    def lag_at(self, step: int, stage: int, num_stages: int) -> int:
-        """The lag of the boundary below `stage` during `step`."""
-        return num_stages - 1 - stage if self.waits(step) else self.lag
+
+def lag_of_wait(stage: int, num_stages: int) -> int:
+    """The lag of the boundary below `stage` under `wait`: the microbatches that 1F1B has in flight there."""
+    return num_stages - 1 - stage

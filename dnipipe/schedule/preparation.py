@@ -25,6 +25,8 @@ from .policy import Policy
 from .replicas import replica_groups
 from .shapes import Shapes
 
+NO_LABEL = -100  # cross-entropy's ignore_index, which interfaces take for "no label"
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -65,6 +67,7 @@ class Preparation:
         self.replicas = [group for group in found if dist.get_world_size(group) > 1]
         self.agreement: Agreement | None = None
         self._shapes = Shapes(stage.stage_index)
+        self._every_rank_has_target = False
 
     @property
     def agreed(self) -> Agreement:
@@ -76,12 +79,14 @@ class Preparation:
         args, kwargs = batch.args[0], batch.kwargs[0]
         target = batch.targets[0] if batch.targets is not None else None
         self._shapes.check_even(batch.args, batch.kwargs, batch.targets)
-        every_rank = self.agreement is not None and self.agreement.every_rank_has_target
-        if self._shapes.changed(args, kwargs, target, every_rank_has_target=every_rank):
+        training = schedule._has_backward
+        if training:
+            self._check_label_is_there(batch)
+        if self._shapes.changed(args, kwargs, target, every_rank_has_target=self._every_rank_has_target):
             self.reset_shapes(schedule, flow)
         if flow is None:
             flow = assembly.open_flow(self.stage, len(batch.args), self.policy, self.timeout_s, self.trace)
-        training = schedule._has_backward
+            self._every_rank_has_target = assembly.all_ranks(batch.targets is not None, self.stage)
         if not torch_names.is_initialized(schedule, backward=training):
             torch_names.initialize_stage(schedule, args, kwargs, target, batch.loss_kwargs)
             if training:
@@ -101,8 +106,8 @@ class Preparation:
         if self.agreement is None and self.stage.is_first:
             print(f"[dnipipe] {agreement.summary}", file=sys.stderr, flush=True)
         self.agreement = agreement
-        if agreement.stays_at_wait is not None:
-            flow.policy = Policy("wait", self.policy.lag)
+        self._every_rank_has_target = agreement.every_rank_has_target
+        flow.policy = self.policy if agreement.stays_at_wait is None else Policy("wait", self.policy.lag)
         assembly.set_metas(flow, self.stage, agreement)
         if flow.learner is None and agreement.interfaces:
             flow.learner = assembly.build_learner(
@@ -128,18 +133,28 @@ class Preparation:
             fall_back=self.fall_back,
         )
 
+    def _check_label_is_there(self, batch: Batch) -> None:
+        agreement, stage = self.agreement, self.stage
+        if agreement is None or agreement.labels == "none" or stage.is_last:
+            return
+        received = agreement.relays_label_to(stage.stage_index)
+        if not received and self.label_fn is None and batch.targets is None:
+            raise ValueError(
+                f"stage {stage.stage_index} passed target= at the first step, so its predictor needs one at every "
+                f"step(): pass target=, or labels='none'"
+            )
+
     def label(self, batch: Batch, microbatch: int) -> Tensor | None:
         """What this stage's predictor is told of one microbatch, where it is not relayed from the stage before."""
         if self.agreed.labels == "none" or self.stage.is_last:
             return None
         label = self._own_label(batch, microbatch)
-        if label is None:
-            raise ValueError(
-                f"stage {self.stage.stage_index} passed target= at the first step, so its predictor needs one at every "
-                f"step(): pass target=, or labels='none'"
-            )
+        assert label is not None, "prepare() has seen to it"
         # a copy: the predictor still needs it when the caller may have reused the memory
-        return label.detach().clone()
+        label = label.detach().clone()
+        if self.agreed.num_classes and not self.agreed.num_classes_told:
+            label.masked_fill_(label >= self.agreed.num_classes, NO_LABEL)
+        return label
 
     def _own_label(self, batch: Batch, microbatch: int) -> Tensor | None:
         if self.label_fn is not None:

@@ -46,8 +46,8 @@ class Shapes:
         if self.stage == 0 and self._input is not None and new_input != self._input and not seen_by_all:
             raise ValueError(
                 f"stage 0: the input of one microbatch was {_words(self._input)} and is {_words(new_input)}, which the "
-                f"other ranks cannot know: call reset_shapes() on every rank before this step, or pass target= on "
-                f"every rank"
+                f"other ranks cannot know: call reset_shapes() on every rank before this step, or pass on every "
+                f"rank a target= whose shape changes too"
             )
         return seen_by_all
 

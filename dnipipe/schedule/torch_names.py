@@ -57,7 +57,9 @@ def initialize_stage(
 def _no_ddp_sync(module: nn.Module) -> AbstractContextManager[None]:
     """The sweep runs DDP's forward without a backward. DDP would count the next backward twice, and fail wherever all
     forwards of a step come before its first backward, as torch's own GPipe then does (2.13)."""
-    return module.no_sync() if isinstance(module, DistributedDataParallel) else nullcontext()
+    if isinstance(module, DistributedDataParallel) and not module.static_graph:  # a static graph counts otherwise
+        return module.no_sync()
+    return nullcontext()
 
 
 def is_initialized(schedule: PipelineScheduleSingle, *, backward: bool) -> bool:
@@ -198,6 +200,6 @@ def register(name: str, schedule_class: type[PipelineScheduleSingle]) -> None:
 
     get_schedule_class._dnipipe_names = names  # type: ignore[attr-defined]
     for module in list(sys.modules.values()):
-        # vars(), because asking a lazy module for a name could import half a library
-        if vars(module).get("get_schedule_class") is original:
+        # its __dict__, because asking a lazy module for a name could import half a library
+        if getattr(module, "__dict__", {}).get("get_schedule_class") is original:
             module.get_schedule_class = get_schedule_class  # type: ignore[attr-defined]

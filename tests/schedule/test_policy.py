@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from dnipipe.schedule.policy import DEFAULT_LAG, Policy
+from dnipipe.schedule.policy import DEFAULT_LAG, Policy, lag_of_wait
 
 
 @pytest.mark.parametrize(
@@ -34,7 +34,6 @@ def test_a_bad_value_is_refused_with_the_rule(values: dict[str, Any], message: s
         (Policy("synthetic"), 0),
         (Policy("synthetic", unlock_after_steps=5), 5),
         (Policy("wait"), None),
-        (Policy("wait", unlock_after_steps=5), None),
     ],
 )
 def test_it_waits_up_to_the_unlock_step_and_never_after(policy: Policy, first_synthetic: int | None) -> None:
@@ -43,9 +42,11 @@ def test_it_waits_up_to_the_unlock_step_and_never_after(policy: Policy, first_sy
     assert waiting == [first_synthetic is None or step < first_synthetic for step in range(300)]
 
 
-def test_while_it_waits_the_lag_is_the_number_of_stages_below_and_then_its_own() -> None:
-    policy = Policy("auto", lag=5, unlock_after_steps=2)
-    assert [policy.lag_at(1, stage, 4) for stage in range(4)] == [3, 2, 1, 0]
-    assert [policy.lag_at(2, stage, 4) for stage in range(3)] == [5, 5, 5]
-    assert [Policy("wait", lag=5).lag_at(10_000, stage, 2) for stage in range(2)] == [1, 0]
-    assert Policy("synthetic").lag_at(0, 0, 9) == DEFAULT_LAG == 2
+def test_a_policy_that_never_unlocks_refuses_to_be_told_when() -> None:
+    with pytest.raises(ValueError, match="policy 'wait' never unlocks: leave unlock_after_steps out"):
+        Policy("wait", unlock_after_steps=5)
+
+
+def test_while_it_waits_the_lag_is_the_number_of_stages_below() -> None:
+    assert [lag_of_wait(stage, 4) for stage in range(4)] == [3, 2, 1, 0]
+    assert Policy("synthetic").lag == DEFAULT_LAG == 2

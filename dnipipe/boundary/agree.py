@@ -1,0 +1,37 @@
+"""The one collective that crosses all stages, bounded in time like every other wait for another rank."""
+
+from __future__ import annotations
+
+import time
+from datetime import timedelta
+
+import torch.distributed as dist
+from torch import Tensor
+
+from .base import BoundaryError
+
+POLL_S = 0.001
+
+
+def reduce_within(tensor: Tensor, group: dist.ProcessGroup | None, timeout_s: float, who: str) -> None:
+    """Takes the maximum over the ranks of `group`, in place.
+
+    Args: timeout_s: seconds to wait for the others, more than 0. who: names this rank and the occasion in the error.
+    Raises: BoundaryError, when a rank does not come in time, or is gone.
+    """
+    start = time.perf_counter()
+    try:
+        work = dist.all_reduce(tensor, op=dist.ReduceOp.MAX, group=group, async_op=True)
+        assert work is not None, "an asynchronous collective returns its handle"
+        while tensor.is_cuda and not work.is_completed():  # its wait() would only make the stream wait
+            if time.perf_counter() - start > timeout_s:
+                raise RuntimeError("the GPU did not finish the all-reduce")
+            time.sleep(POLL_S)
+        work.wait(timedelta(seconds=timeout_s))
+    except RuntimeError as error:
+        reason = str(error).strip().splitlines()[0]
+        seconds = time.perf_counter() - start
+        raise BoundaryError(
+            f"{who} waited {seconds:.1f} s, at most {timeout_s:g} s: some rank is stopped, dead or far behind. "
+            f"({reason})"
+        ) from error
