@@ -93,7 +93,7 @@ def agree_on_num_classes(facts: Sequence[Facts], label: TensorMeta | None) -> tu
     check_equal(told, "num_classes")
     if told:
         return next(iter(told.values())), True
-    if label is None or not is_integer(label.dtype) or not label.dtype.is_signed or not facts[-1].outputs:
+    if label is None or not is_integer(label.dtype) or not facts[-1].outputs:
         return 0, False
     logits, of_label = tuple(facts[-1].outputs[0][0]), tuple(label.shape)
     guess = 0

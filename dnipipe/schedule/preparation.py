@@ -15,7 +15,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.pipelining.schedules import PipelineScheduleSingle
 
-from ..interface import TensorMeta
+from ..interface import TensorMeta, is_integer
 from ..observe.trace import Trace
 from . import assembly, torch_names
 from .agreement import Agreement
@@ -158,5 +158,10 @@ class Preparation:
 
     def _own_label(self, batch: Batch, microbatch: int) -> Tensor | None:
         if self.label_fn is not None:
-            return self.label_fn(*batch.args[microbatch], **batch.kwargs[microbatch])
-        return batch.targets[microbatch] if batch.targets is not None else None
+            label = self.label_fn(*batch.args[microbatch], **batch.kwargs[microbatch])
+        elif batch.targets is not None:
+            label = batch.targets[microbatch]
+        else:
+            return None
+        unsigned = is_integer(label.dtype) and not label.dtype.is_signed  # could not hold NO_LABEL
+        return label.long() if unsigned else label

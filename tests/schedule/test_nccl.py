@@ -34,7 +34,7 @@ def _equal(rank: int, world: int) -> dict[str, float]:
     for case in (
         Case("mlp", "mlp", m=1, policy="wait"),
         Case("sequence", "linear", m=4, policy="wait"),
-        Case("mlp", "mlp", m=1, lag=2),
+        Case("mlp", "mlp", m=1, lag=2, options={"check_every_steps": 3}),
         Case("sequence", "local_head", m=4, lag=2, unlock_after_steps=3),
         Case("sequence", "transformer", m=2, lag=3, labels="relay"),
         Case("mlp", "linear", m=8, lag=1, labels="none"),

@@ -43,6 +43,26 @@ def _with_target_ids(rank: int, world: int, out: int, largest: int) -> float:
     return float(schedule.metrics["loss"])
 
 
+def _bytes(rank: int, world: int) -> float:
+    module = models.build("sequence", world)[rank]
+    schedule = ScheduleDNI(
+        PipelineStage(module, rank, world, CPU),
+        2,
+        lambda output, target: models.loss_fn(output, target.long()),
+        policy="synthetic",
+    )
+    for step in range(3):
+        x, y = models.batch("sequence", step, 4)
+        schedule.step(*((x,) if rank == 0 else ()), target=y.to(torch.uint8))
+    schedule.flush()
+    return float(schedule.metrics["loss"])
+
+
+def test_bytes_as_labels() -> None:
+    """An unsigned label cannot hold the mark for "no label"."""
+    assert all(0.0 < loss < 10.0 for loss in run_ranks(2, _bytes))
+
+
 def test_an_integer_target_that_is_no_class_of_the_last_axis_does_no_harm() -> None:
     """The number of classes is a guess: binary labels on one logit, or ids up to 1000, were out of range."""
     for out, largest in ((1, 1), (12, 1000)):

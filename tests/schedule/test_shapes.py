@@ -48,7 +48,7 @@ def test_a_changed_input_that_others_cannot_see_is_refused_on_the_first_stage(ta
         _seen(0, torch.zeros(2)).changed(_x(3), {"mask": torch.zeros(4)}, target, every_rank_has_target=every)
     assert str(caught.value) == (
         "stage 0: the input of one microbatch was (2, 5) and is (3, 5), (4,), which the other ranks cannot know: call "
-        "reset_shapes() on every rank before this step, or pass target= on every rank"
+        "reset_shapes() on every rank before this step, or pass on every rank a target= whose shape changes too"
     )
 
 

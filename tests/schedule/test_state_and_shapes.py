@@ -128,7 +128,7 @@ def _refused(rank: int, world: int) -> str:
 def test_the_first_rank_refuses_a_changed_length_before_it_sends_anything() -> None:
     assert run_ranks(3, _refused)[0] == (
         "stage 0: the input of one microbatch was (3, 5) and is (3, 8), which the other ranks cannot know: call "
-        "reset_shapes() on every rank before this step, or pass target= on every rank"
+        "reset_shapes() on every rank before this step, or pass on every rank a target= whose shape changes too"
     )
 
 
