@@ -5,12 +5,12 @@ from __future__ import annotations
 import time
 from datetime import timedelta
 
+import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from .arrival import Arrival
 from .base import BoundaryError
-
-POLL_S = 0.001
 
 
 def reduce_within(tensor: Tensor, group: dist.ProcessGroup | None, timeout_s: float, who: str) -> None:
@@ -23,12 +23,11 @@ def reduce_within(tensor: Tensor, group: dist.ProcessGroup | None, timeout_s: fl
     try:
         work = dist.all_reduce(tensor, op=dist.ReduceOp.MAX, group=group, async_op=True)
         assert work is not None, "an asynchronous collective returns its handle"
-        while tensor.is_cuda and not work.is_completed():  # its wait() would only make the stream wait
-            if time.perf_counter() - start > timeout_s:
-                raise RuntimeError("the GPU did not finish the all-reduce")
-            time.sleep(POLL_S)
-        work.wait(timedelta(seconds=timeout_s))
-    except RuntimeError as error:
+        if tensor.is_cuda:
+            Arrival([work], torch.cuda.Stream()).wait_on_host(timeout_s)
+        else:
+            work.wait(timedelta(seconds=timeout_s))
+    except (RuntimeError, TimeoutError) as error:
         reason = str(error).strip().splitlines()[0]
         seconds = time.perf_counter() - start
         raise BoundaryError(

@@ -11,10 +11,13 @@ import time
 from collections import deque
 from collections.abc import Sequence
 from datetime import timedelta
+from functools import cached_property
 
+import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from .arrival import Arrival
 from .base import Boundary, BoundaryError, Exchange
 
 # The host may run this many exchanges ahead of a GPU before it makes sure that the oldest has really taken place; and
@@ -48,6 +51,10 @@ class PairedBoundary(Boundary):
             exchange.refused = error
         return exchange
 
+    @cached_property
+    def side_stream(self) -> torch.cuda.Stream:
+        return torch.cuda.Stream()
+
     def bound_host_lead(self, newest: _PairedExchange) -> None:
         """CUDA only: the host goes no further than HOST_LEAD exchanges beyond what the GPU has done."""
         self._unconfirmed.append(newest)
@@ -69,13 +76,13 @@ class _PairedExchange(Exchange):
         # gloo cancels a send whose Work is dropped, and reads the tensor as late as the peer's receive: keep both.
         self._tensors = tensors
         self._on_gpu = bool(tensors) and tensors[0].is_cuda
+        self._arrival: Arrival | None = None
 
     def _wait(self) -> None:
         if self.refused is not None:
             raise self.refused
         if self._on_gpu:
-            for work in self.works:
-                work.wait()  # makes the current stream wait, not the host
+            self._arrival = self._mark_arrival()
             self.boundary.bound_host_lead(self)
         else:
             # gloo blocks until its timeout when a finished Work is waited for again, even to learn that it failed.
@@ -86,13 +93,16 @@ class _PairedExchange(Exchange):
                 work.wait(timedelta(seconds=left_s))
         self._tensors = []
 
+    def _mark_arrival(self) -> Arrival:
+        return Arrival(self.works, self.boundary.side_stream)
+
     def confirm(self) -> None:
         """Blocks the host until the GPU has done this exchange. Raises: BoundaryError."""
+        assert self._arrival is not None, "only what was waited for is confirmed"
         start = time.perf_counter()
-        while not all(work.is_completed() for work in self.works):
+        try:
+            self._arrival.wait_on_host(self.boundary.timeout_s)
+        except TimeoutError as error:
             seconds = time.perf_counter() - start
-            if seconds > self.boundary.timeout_s:
-                error = TimeoutError("the GPU did not finish the exchange")
-                raise BoundaryError(self.boundary.describe_failure(self.microbatch, seconds, error))
-            time.sleep(0.0002)
-        self.works = []
+            raise BoundaryError(self.boundary.describe_failure(self.microbatch, seconds, error)) from error
+        self.works, self._arrival = [], None

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from dnipipe.boundary import Boundary, BoundaryError, PairedBoundary
+from dnipipe.boundary.arrival import Arrival
 from dnipipe.boundary.paired import HOST_LEAD, _PairedExchange
 from tests.boundary.sides import number, on_ranks, unconnected
 
@@ -31,8 +32,23 @@ class _Work:
         return self.seconds == 0
 
 
+class _Arrival(Arrival):
+    def __init__(self, works: list[_Work]) -> None:
+        self.works = works  # type: ignore[assignment]
+
+    def is_there(self) -> bool:
+        return all(work.seconds == 0 for work in self.works)  # type: ignore[attr-defined]
+
+
+class _OnStream(_PairedExchange):
+    """As on a GPU: waiting takes no time, and what arrived is known from the transfers."""
+
+    def _mark_arrival(self) -> Arrival:
+        return _Arrival(self.works)
+
+
 def _posted(boundary: PairedBoundary, microbatch: int, works: list[_Work], *, on_gpu: bool) -> _PairedExchange:
-    exchange = _PairedExchange(boundary, microbatch, [])
+    exchange = (_OnStream if on_gpu else _PairedExchange)(boundary, microbatch, [])
     exchange.works, exchange._on_gpu = works, on_gpu  # type: ignore[assignment]
     return exchange
 
@@ -42,6 +58,22 @@ def test_the_timeout_holds_for_all_tensors_of_a_wait_together() -> None:
     with pytest.raises(BoundaryError, match=r"waited 0\.[5-9] s, at most 0\.5 s, .* at microbatch 2: .* \(Timed out\)"):
         _posted(unconnected(0.5), 2, [_Work(0.2)] * 10, on_gpu=False).wait()
     assert time.perf_counter() - start < 1.2
+
+
+class _GivenUp(_Work):
+    """What NCCL makes of a transfer whose peer is gone: completed, though nothing came."""
+
+    def is_completed(self) -> bool:
+        return True
+
+
+def test_a_transfer_that_nccl_gave_up_is_not_taken_for_done() -> None:
+    boundary = unconnected(5.0)
+    _posted(boundary, 7, [_GivenUp(9.0)], on_gpu=True).wait()
+    start = time.perf_counter()
+    with pytest.raises(BoundaryError, match=r"at microbatch 7: .* \(NCCL gave the transfer up\)"):
+        boundary.confirm()
+    assert time.perf_counter() - start < 2.0
 
 
 def test_the_host_leads_a_gpu_by_a_bounded_number_of_exchanges_and_names_the_one_that_hangs() -> None:

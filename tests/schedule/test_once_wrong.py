@@ -199,7 +199,7 @@ class PassThrough(nn.Module):
 
     def forward(self, x: Tensor, mask: Tensor) -> Any:
         if self.last:
-            self.seen.append((float(mask.min()), float(mask.max())))
+            self.seen.append((float(mask.detach().min()), float(mask.detach().max())))
             return self.net(x)
         return self.net(x), mask
 
@@ -213,7 +213,9 @@ def _reused_mask(rank: int, world: int) -> list[tuple[float, float]]:
         policy="synthetic",
         labels="none",
     )
-    x, mask = torch.randn(2, 4), torch.empty(2, 2_000_000)
+    # torch 2.11 takes the mask for something that needs a gradient, and the predictor would be as wide
+    width = 2_000_000 if hasattr(schedule._stage, "_stage_meta") else 10_000
+    x, mask = torch.randn(2, 4), torch.empty(2, width)
     for step in range(5):
         mask.fill_(float(step))
         schedule.step(*((x, mask) if rank == 0 else ()), **({"target": x} if rank == world - 1 else {}))
@@ -363,15 +365,24 @@ def test_keyword_arguments_under_synthetic() -> None:
     assert run_ranks(2, _kwargs_under_synthetic) == [True, True]
 
 
-def _static_graph(rank: int, world: int) -> bool:
+def _static_graph(rank: int, world: int, schedule_class: Any) -> bool:
     groups: list[Callable[[], Any]] = [lambda each=each: dist.new_group([each]) for each in range(world)]
     own = [make() for make in groups][rank]
     module = DistributedDataParallel(models.build("mlp", world)[rank], process_group=own, static_graph=True)
-    schedule = ScheduleDNI(PipelineStage(module, rank, world, CPU), 4, models.loss_fn, policy="wait")
+    schedule = schedule_class(PipelineStage(module, rank, world, CPU), 4, models.loss_fn)
     x, y = models.batch("mlp", 0, 8)
-    schedule.step(*((x,) if rank == 0 else ()), target=y)
+    schedule.step(*((x,) if rank == 0 else ()), **({"target": y} if rank == world - 1 else {}))
     return all(parameter.grad is not None for parameter in module.parameters())
 
 
-def test_ddp_with_a_static_graph_as_far_as_1f1b_takes_it() -> None:
-    assert run_ranks(2, _static_graph) == [True, True]
+def _works_with_a_static_graph(schedule_class: Any) -> bool:
+    try:
+        return all(run_ranks(2, _static_graph, schedule_class))
+    except RuntimeError as error:
+        assert "INTERNAL ASSERT FAILED" in str(error) or "Connection closed" in str(error), error
+        return False
+
+
+def test_ddp_with_a_static_graph_works_wherever_1f1b_takes_it() -> None:
+    """torch 2.13's does, 2.11's does not."""
+    assert _works_with_a_static_graph(ScheduleDNI) or not _works_with_a_static_graph(Schedule1F1B)
