@@ -135,7 +135,7 @@ class RunConfig(Section):
     seed: int = 0
     """Of weights and batches; at least 0."""
     batch_size: int = 16
-    """Sequences in a step, over all its micro-batches; at least 1."""
+    """Sequences in a step, over all its microbatches; at least 1."""
     train_seconds: float = 60.0
     """Seconds of training, evaluation not counted; at least 0, and 0 trains for run.steps instead."""
     steps: int = 0

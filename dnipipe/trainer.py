@@ -38,7 +38,7 @@ class Trainer:
     """Checks, before there is any process group, all that a config asks for; then runs it.
 
     Args:   num_stages: the number of ranks.
-    Raises: ValueError, which names the setting: a schedule that cannot run so few micro-batches, a factory that does
+    Raises: ValueError, which names the setting: a schedule that cannot run so few microbatches, a factory that does
             not make the model, fewer layers than stages, too little text.
     """
 
