@@ -27,7 +27,7 @@ class Span:
     Args:
         name: what was done: "forward", "backward", "wait", "predict", "learn", "optimizer" or "eval".
         rank, stage: who did it.
-        microbatch: the number of the micro-batch, None for work on none in particular.
+        microbatch: the number of the microbatch, None for work on none in particular.
         start_s, end_s: seconds since the Unix epoch, so that the ranks of one host line up.
     """
 
