@@ -246,7 +246,7 @@ class ScheduleDNI(PipelineScheduleSingle):
         """Before the first step there are no predictors to restore, so a state that was loaded waits until then."""
         if self._resume is not None and self._flow is not None:
             self._flow.load_state_dict(self._resume["flow"])
-            self._watch.load_state_dict(self._resume["watch"])
+            self._watch.load_state_dict(self._resume["watch"], self._flow.device)
             self._resume = None
 
     @property

@@ -90,7 +90,7 @@ class Preparation:
         if not torch_names.is_initialized(schedule, backward=training):
             torch_names.initialize_stage(schedule, args, kwargs, target, batch.loss_kwargs)
             if training:
-                self._agree(flow, self._facts(batch))
+                self._agree_or_begin_anew(schedule, flow, self._facts(batch))
         self._shapes.remember(args, kwargs, target)
         return flow
 
@@ -100,6 +100,14 @@ class Preparation:
             flow.drain()
         torch_names.forget_shapes(schedule)
         self._shapes.forget()
+
+    def _agree_or_begin_anew(self, schedule: PipelineScheduleSingle, flow: Flow, facts: Facts) -> None:
+        try:
+            self._agree(flow, facts)
+        except ValueError:  # raised on every rank alike: a corrected step() shall find nothing half done
+            torch_names.forget_shapes(schedule)
+            self._shapes.forget()
+            raise
 
     def _agree(self, flow: Flow, facts: Facts) -> None:
         agreement = assembly.agree_over(facts, self.stage)

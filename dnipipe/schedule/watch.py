@@ -111,6 +111,6 @@ class Watch:
         names = ("_smoothed", "_at_unlocking", "_not_finite", "_warned")
         return {name: getattr(self, name) for name in names}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: dict[str, Any], device: torch.device) -> None:
         for name, value in state.items():
-            setattr(self, name, value)
+            setattr(self, name, value.to(device) if isinstance(value, Tensor) else value)

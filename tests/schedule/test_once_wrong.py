@@ -303,6 +303,24 @@ def test_labels_that_come_later_unlock_what_stayed_at_wait() -> None:
         assert policies == ["wait", "wait", "synthetic", "synthetic"]
 
 
+def _corrected(rank: int, world: int) -> list[str]:
+    module = models.build("mlp", world)[rank]
+    schedule = ScheduleDNI(PipelineStage(module, rank, world, CPU), 2, models.loss_fn, labels="local")
+    x, y = models.batch("mlp", 0, 4)
+    said = []
+    for told in (rank == world - 1, True):
+        try:
+            schedule.step(*((x,) if rank == 0 else ()), **({"target": y} if told else {}))
+        except ValueError as error:
+            said.append(str(error)[:14])
+    return said
+
+
+def test_a_step_that_was_refused_can_be_called_again_corrected() -> None:
+    """The stages counted as started, though they had not agreed."""
+    assert run_ranks(2, _corrected) == [["labels='local'"]] * 2
+
+
 def _fails_once(rank: int, world: int) -> list[str]:
     failing = True
 
