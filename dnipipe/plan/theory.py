@@ -1,0 +1,47 @@
+"""What a step costs by formula, where there is one: no simulation, any number of stages.
+
+T = F + B + W, C a transfer, M microbatches, S stages:
+
+    GPipe, 1F1B     bubble (S - 1) / (M + S - 1) where C = 0
+    DNI synthetic   step M max(T, F + C, (T + C) / lag): the stage itself; its wait for each exchange; a round to its
+                    neighbour and back, in which it may lead by `lag`. No further stage matters
+    DNI stale       step M max(T, ((h + 1) T + 2 h C) / (n(i) - n(i+h) + 1)) over all stages i and distances h: a
+                    microbatch goes h stages down and back up while n(i) - n(i+h) + 1 others may pass, n in flight
+
+They are the longest circles of waits. The tests hold the simulator to them, exactly.
+"""
+
+from __future__ import annotations
+
+from fractions import Fraction
+
+from .dni import in_flight_of_stale
+from .simulate import Times
+
+
+def flushing_bubble(num_stages: int, num_microbatches: int) -> Fraction:
+    """Of GPipe and 1F1B with no transfer time."""
+    return Fraction(num_stages - 1, num_microbatches + num_stages - 1)
+
+
+def synthetic_step_ms(num_stages: int, num_microbatches: int, times: Times, *, lag: int) -> Fraction:
+    """Of dni.synthetic(), steady."""
+    if num_stages == 1:
+        return num_microbatches * times.compute
+    round_trip = (times.compute + times.transfer) / lag
+    return num_microbatches * max(times.compute, times.forward + times.transfer, round_trip)
+
+
+def stale_step_ms(num_stages: int, num_microbatches: int, times: Times, *, slack: int) -> Fraction:
+    """Of dni.stale(), steady."""
+    longest = times.compute
+    for stage in range(num_stages):
+        for hops in range(1, num_stages - stage):
+            passing = _passing(stage, hops, num_stages, slack)
+            longest = max(longest, ((hops + 1) * times.compute + 2 * hops * times.transfer) / passing)
+    return num_microbatches * longest
+
+
+def _passing(stage: int, hops: int, num_stages: int, slack: int) -> int:
+    first, last = (in_flight_of_stale(at, num_stages, slack) for at in (stage, stage + hops))
+    return first - last + 1
