@@ -17,6 +17,7 @@ The policy `wait` is the same ledger with lag = num_stages - 1 - k: exactly the 
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -71,7 +72,7 @@ class Pending:
     arrived: bool = False
 
 
-class _Side:
+class _Side(ABC):
     """What both sides of a boundary keep. metas: of the tensors that go down with each exchange."""
 
     def __init__(self, boundary: Boundary, device: torch.device) -> None:
@@ -92,9 +93,9 @@ class _Side:
         return not self.under_way
 
     @property
+    @abstractmethod
     def under_way(self) -> list[int]:
         """The microbatches whose exchange is posted and not waited for."""
-        raise NotImplementedError
 
 
 class Downward(_Side):
