@@ -11,6 +11,7 @@ import time
 import traceback
 from collections.abc import Callable
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -57,6 +58,14 @@ def start_ranks(world: int, body: Callable[..., Any], *args: Any, backend: str =
     for process in processes:
         process.start()
     return processes, out
+
+
+def wait_for(path: Path, timeout_s: float = 60.0) -> None:
+    """Until a rank has made the file: a machine under load takes its time to start."""
+    deadline = time.monotonic() + timeout_s
+    while not path.exists():
+        assert time.monotonic() < deadline, f"no rank made {path} within {timeout_s} s"
+        time.sleep(0.05)
 
 
 def run_ranks(

@@ -7,6 +7,7 @@ import pickle
 import signal
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,7 +20,7 @@ from torch.distributed.pipelining import PipelineStage, Schedule1F1B
 from torch.nn.parallel import DistributedDataParallel
 
 from dnipipe import ScheduleDNI
-from tests.ranks import run_ranks, start_ranks
+from tests.ranks import run_ranks, start_ranks, wait_for
 from tests.schedule import models
 from tests.schedule.harness import Case, Oracle, Pipeline, differences
 
@@ -229,7 +230,7 @@ def test_an_input_that_is_also_an_output_may_be_overwritten_after_step() -> None
     assert run_ranks(2, _reused_mask)[1] == [(float(step), float(step)) for step in range(5)]
 
 
-def _stopped_at_the_agreement(rank: int, world: int) -> tuple[str, float]:
+def _stopped_at_the_agreement(rank: int, world: int, started: Path) -> tuple[str, float]:
     module = models.build("mlp", world)[rank]
     schedule = ScheduleDNI(
         PipelineStage(module, rank, world, CPU),
@@ -246,17 +247,19 @@ def _stopped_at_the_agreement(rank: int, world: int) -> tuple[str, float]:
             x, y = models.batch("mlp", step, 8)
             start = time.perf_counter()
             schedule.step(*((x,) if rank == 0 else ()), target=y)
+            if step == 5 and rank == 0:
+                started.touch()
             time.sleep(0.1)
     except RuntimeError as error:
         return f"{type(error).__name__}: {error}", time.perf_counter() - start
     return "nothing was lost", 0.0
 
 
-def test_a_rank_stopped_before_an_agreement_is_noticed_within_the_timeout() -> None:
+def test_a_rank_stopped_before_an_agreement_is_noticed_within_the_timeout(tmp_path: Path) -> None:
     """The agreement was a plain all-reduce, with the process group's own timeout of many minutes."""
-    processes, out = start_ranks(2, _stopped_at_the_agreement)
+    processes, out = start_ranks(2, _stopped_at_the_agreement, tmp_path / "started")
     try:
-        time.sleep(3.0)
+        wait_for(tmp_path / "started")
         os.kill(processes[1].pid, signal.SIGSTOP)
         _, error, result = out.get(timeout=20)
     finally:

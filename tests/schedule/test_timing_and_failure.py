@@ -11,6 +11,7 @@ import re
 import signal
 import time
 import warnings
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,7 +21,7 @@ from torch.distributed.pipelining import PipelineStage
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from dnipipe import ScheduleDNI
-from tests.ranks import run_ranks, start_ranks
+from tests.ranks import run_ranks, start_ranks, wait_for
 from tests.schedule import models
 from tests.schedule.harness import Case, Oracle, Pipeline, differences
 
@@ -55,7 +56,7 @@ def test_random_stalls_on_every_rank_neither_deadlock_nor_change_a_number() -> N
     assert run_ranks(3, _random_stalls) == [[], [], []]
 
 
-UNIT = 0.2  # seconds of one microbatch: a tenth forward, the rest backward
+UNIT = 0.3  # seconds of one microbatch: a tenth forward, the rest backward
 
 
 class Timed(nn.Module):
@@ -181,7 +182,7 @@ def test_falling_back_can_be_switched_off_and_a_useless_predictor_is_named_once(
     assert ranks[-1][1] == []
 
 
-def _until_lost(rank: int, world: int, timeout_s: float) -> tuple[str, float]:
+def _until_lost(rank: int, world: int, timeout_s: float, started: Path) -> tuple[str, float]:
     """Trains until a neighbour is lost; returns what was said, and after how many seconds."""
     module = models.build("mlp", world)[rank]
     stage = PipelineStage(Stalling(module, lambda call: 0.05), rank, world, CPU)
@@ -192,17 +193,18 @@ def _until_lost(rank: int, world: int, timeout_s: float) -> tuple[str, float]:
             x, y = models.batch("mlp", step, 8)
             start = time.perf_counter()
             schedule.step(*((x,) if rank == 0 else ()), target=y)
-            if step == 3:
-                print(f"rank {rank} trains", flush=True)
+            if step == 3 and rank == 0:
+                started.touch()
     except RuntimeError as error:
         return f"{type(error).__name__}: {error}", time.perf_counter() - start
     return "nothing was lost", 0.0
 
 
-def _lose_the_last(sig: signal.Signals, timeout_s: float) -> list[tuple[str, float]]:
-    processes, out = start_ranks(3, _until_lost, timeout_s)
+def _lose_the_last(sig: signal.Signals, timeout_s: float, folder: Path) -> list[tuple[str, float]]:
+    started = folder / "started"
+    processes, out = start_ranks(3, _until_lost, timeout_s, started)
     try:
-        time.sleep(4.0)
+        wait_for(started)
         os.kill(processes[2].pid, sig)
         got = [out.get(timeout=timeout_s + 20) for _ in range(2)]
     finally:
@@ -213,15 +215,15 @@ def _lose_the_last(sig: signal.Signals, timeout_s: float) -> list[tuple[str, flo
     return [pickle.loads(result) for _, _, result in sorted(got)]
 
 
-def test_a_killed_peer_is_named_with_stage_microbatch_and_seconds() -> None:
-    _, (message, seconds) = _lose_the_last(signal.SIGKILL, timeout_s=15.0)
+def test_a_killed_peer_is_named_with_stage_microbatch_and_seconds(tmp_path: Path) -> None:
+    _, (message, seconds) = _lose_the_last(signal.SIGKILL, 15.0, tmp_path)
     lost = r"rank 2 \(stage 2\) at microbatch \d+"
     assert re.match(rf"BoundaryError: rank 1 \(stage 1\) waited \d+\.\d s, at most 15 s, for {lost}", message), message
     assert seconds < 15.0
 
 
-def test_a_stopped_peer_is_named_within_the_stated_timeout() -> None:
-    _, (message, seconds) = _lose_the_last(signal.SIGSTOP, timeout_s=3.0)
+def test_a_stopped_peer_is_named_within_the_stated_timeout(tmp_path: Path) -> None:
+    _, (message, seconds) = _lose_the_last(signal.SIGSTOP, 3.0, tmp_path)
     lost = r"rank 2 \(stage 2\) at microbatch \d+"
     assert re.match(rf"BoundaryError: rank 1 \(stage 1\) waited 3\.\d s, at most 3 s, for {lost}", message), message
     assert 3.0 <= seconds < 5.0
