@@ -11,7 +11,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from dnipipe.observe.trace import Span
+from ..plan.panels import Panels
+from .trace import Span
 
 # In the legend's order. Okabe and Ito's palette, which every eye can tell apart; waiting is pale: it is no work.
 COLOURS: Mapping[str, str] = MappingProxyType(
@@ -29,8 +30,7 @@ OTHER = "#666666"
 DARK = frozenset({"backward", "optimizer", "learn"})  # bars whose numbers are white
 INK = "#333333"
 
-WIDTH_IN, LEFT_IN, RIGHT_IN = 12.0, 0.85, 0.75
-LEGEND_IN, TITLE_IN, ROW_IN, AXIS_IN, BOTTOM_IN = 0.36, 0.42, 0.45, 0.3, 0.3
+PANELS = Panels(width=12.0, left=0.85, right=0.75, legend=0.36, title=0.42, row=0.45, axis=0.3, bottom=0.3)
 BAR_HEIGHT = 0.74
 NUMBER_PT = 8.0
 
@@ -86,7 +86,7 @@ def _panel(spans: Sequence[Span], title: str, window_s: tuple[float, float] | No
 
 
 def _draw(panels: Sequence[_Panel], path: str | Path) -> None:
-    figure, all_axes = _canvas([len(panel.ranks) for panel in panels])
+    figure, all_axes = PANELS.canvas([len(panel.ranks) for panel in panels])
     span_ms = max(panel.end_s - panel.start_s for panel in panels) * 1e3
     for panel, axes in zip(panels, all_axes, strict=True):
         _dress(axes, panel.ranks, span_ms)
@@ -120,7 +120,7 @@ def busy_share(spans: Sequence[Span], start_s: float, end_s: float) -> float:
 
 def _draw_row(axes: Axes, row: int, spans: Sequence[Span], zero_s: float, span_ms: float) -> None:
     """Draws spans in order of their start, so that one inside another lies on top of it."""
-    point_ms = span_ms / ((WIDTH_IN - LEFT_IN - RIGHT_IN) * 72)
+    point_ms = span_ms / ((PANELS.width - PANELS.left - PANELS.right) * 72)
     bars = []
     for span in spans:
         left, right = max((span.start_s - zero_s) * 1e3, 0.0), min((span.end_s - zero_s) * 1e3, span_ms)
@@ -152,22 +152,8 @@ def _dress(axes: Axes, ranks: Sequence[int], span_ms: float) -> None:
     axes.spines["bottom"].set_color("#bbbbbb")
 
 
-def _canvas(rows: Sequence[int]) -> tuple[Figure, list[Axes]]:
-    """A panel for each number of rows; rows of one height and margins of one width, whatever their number."""
-    height_in = LEGEND_IN + sum(TITLE_IN + ROW_IN * count + AXIS_IN for count in rows) + BOTTOM_IN
-    figure = Figure(figsize=(WIDTH_IN, height_in), dpi=150)
-    all_axes, top_in = [], height_in - LEGEND_IN
-    for count in rows:
-        bottom_in = top_in - TITLE_IN - ROW_IN * count
-        corner = (LEFT_IN / WIDTH_IN, bottom_in / height_in)
-        size = ((WIDTH_IN - LEFT_IN - RIGHT_IN) / WIDTH_IN, ROW_IN * count / height_in)
-        all_axes.append(figure.add_axes((*corner, *size)))
-        top_in = bottom_in - AXIS_IN
-    return figure, all_axes
-
-
 def _legend(figure: Figure, names: set[str]) -> None:
-    left, height_in = LEFT_IN / WIDTH_IN, figure.get_figheight()
+    left, height_in = PANELS.left / PANELS.width, figure.get_figheight()
     labels = [name for name in COLOURS if name in names] + sorted(names - set(COLOURS))
     figure.legend(
         handles=[Patch(facecolor=COLOURS.get(name, OTHER), label=name) for name in labels],

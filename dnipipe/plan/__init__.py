@@ -5,7 +5,7 @@ gpipe.py one_f_one_b.py
 zb_h1.py dni.py              one schedule each: a pure function that returns data
 traffic.py                   what crosses the boundaries, and who waits for it
 check.py simulate.py         whether it is right, and how long it takes
-memory.py draw.py            what it holds, how it looks
+memory.py draw.py panels.py  what it holds, how it looks
 theory.py compare.py         formulas for a step; all schedules side by side, and more stages than were simulated
 """
 

@@ -17,6 +17,7 @@ from matplotlib.patches import Patch
 
 from .action import Op
 from .memory import peak_in_flight
+from .panels import Panels
 from .simulate import Run, Span
 
 # Okabe and Ito's palette. The colours of forward and backward are those of the measured timelines.
@@ -25,8 +26,7 @@ LABELS: Mapping[Op, str] = MappingProxyType(
     {Op.FORWARD: "forward", Op.BACKWARD: "backward (where split: of the input)", Op.WEIGHT: "backward of the weights"}
 )
 INK, STEP_INK, IDLE = "#333333", "#d55e00", "#f1f1f1"
-WIDTH_IN, LEFT_IN, RIGHT_IN = 12.0, 0.85, 0.75
-LEGEND_IN, TITLE_IN, ROW_IN, AXIS_IN, BOTTOM_IN = 0.45, 0.34, 0.26, 0.2, 0.45
+PANELS = Panels(width=12.0, left=0.85, right=0.75, legend=0.45, title=0.34, row=0.26, axis=0.2, bottom=0.45)
 BAR_HEIGHT = 0.8
 NUMBER_PT = 7.0
 
@@ -39,7 +39,7 @@ def draw_schedules(runs: Sequence[Run], folder: str | Path, name: str = "plan") 
     """
     if not runs:
         raise ValueError("draw_schedules() got no runs: simulate at least one schedule")
-    figure, all_axes = _canvas([run.schedule.num_stages for run in runs])
+    figure, all_axes = PANELS.canvas([run.schedule.num_stages for run in runs])
     end_ms = _end_ms(runs)
     for run, axes in zip(runs, all_axes, strict=True):
         _draw_run(axes, run, end_ms)
@@ -73,7 +73,7 @@ def _draw_run(axes: Axes, run: Run, end_ms: float) -> None:
 
 
 def _draw_stage(axes: Axes, stage: int, spans: Sequence[Span], per_step: int, end_ms: float) -> None:
-    point_ms = end_ms / ((WIDTH_IN - LEFT_IN - RIGHT_IN) * 72)
+    point_ms = end_ms / ((PANELS.width - PANELS.left - PANELS.right) * 72)
     bottom = stage - BAR_HEIGHT / 2
     bars = []
     for span in spans:
@@ -104,28 +104,15 @@ def _dress(axes: Axes, num_stages: int, end_ms: float) -> None:
     axes.spines["bottom"].set_color("#bbbbbb")
 
 
-def _canvas(rows: Sequence[int]) -> tuple[Figure, list[Axes]]:
-    """A panel for each number of rows; rows of one height and margins of one width, whatever their number."""
-    height_in = LEGEND_IN + sum(TITLE_IN + ROW_IN * count + AXIS_IN for count in rows) + BOTTOM_IN
-    figure = Figure(figsize=(WIDTH_IN, height_in), dpi=150)
-    all_axes, top_in = [], height_in - LEGEND_IN
-    for count in rows:
-        bottom_in = top_in - TITLE_IN - ROW_IN * count
-        corner = (LEFT_IN / WIDTH_IN, bottom_in / height_in)
-        size = ((WIDTH_IN - LEFT_IN - RIGHT_IN) / WIDTH_IN, ROW_IN * count / height_in)
-        all_axes.append(figure.add_axes((*corner, *size)))
-        top_in = bottom_in - AXIS_IN
-    return figure, all_axes
-
-
 def _legend(figure: Figure, runs: Sequence[Run]) -> None:
     used = {action.op for run in runs for actions in run.schedule.stages for action in actions}
     handles: list[Patch | Line2D] = [Patch(facecolor=COLOURS[op], label=LABELS[op]) for op in Op if op in used]
     handles.append(Patch(facecolor=IDLE, label="idle"))
     if any(run.schedule.num_steps > 1 for run in runs):
         handles.append(Line2D([], [], color=STEP_INK, linewidth=1.6, label="a new step begins, with no flush"))
+    corner = (PANELS.left / PANELS.width, 1 - 0.24 / figure.get_figheight())
     figure.legend(
-        handles=handles, loc="center left", bbox_to_anchor=(LEFT_IN / WIDTH_IN, 1 - 0.24 / figure.get_figheight()),
+        handles=handles, loc="center left", bbox_to_anchor=corner,
         ncols=len(handles), frameon=False, borderaxespad=0, borderpad=0, handlelength=1.0, handletextpad=0.5,
         columnspacing=1.4, labelcolor=INK, fontsize=9,
     )  # fmt: skip
