@@ -10,7 +10,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from .arrival import Arrival
-from .base import BoundaryError
+from .base import BoundaryError, reason_of
 
 
 def reduce_within(tensor: Tensor, group: dist.ProcessGroup | None, timeout_s: float, who: str) -> None:
@@ -28,9 +28,8 @@ def reduce_within(tensor: Tensor, group: dist.ProcessGroup | None, timeout_s: fl
         else:
             work.wait(timedelta(seconds=timeout_s))
     except (RuntimeError, TimeoutError) as error:
-        reason = str(error).strip().splitlines()[0]
         seconds = time.perf_counter() - start
         raise BoundaryError(
             f"{who} waited {seconds:.1f} s, at most {timeout_s:g} s: some rank is stopped, dead or far behind. "
-            f"({reason})"
+            f"({reason_of(error)})"
         ) from error

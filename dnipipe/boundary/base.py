@@ -20,6 +20,12 @@ class BoundaryError(RuntimeError):
     """A neighbour did not answer: names rank, stage, microbatch, peer and the seconds waited."""
 
 
+def reason_of(error: Exception) -> str:
+    """One line of what torch or the system said, which may be a whole stack."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
+
+
 class Exchange(ABC):
     """One rendezvous under way. The tensors given to `Boundary.exchange` belong to it until `wait` returns."""
 
@@ -89,9 +95,8 @@ class Boundary(ABC):
         return
 
     def describe_failure(self, microbatch: int, seconds: float, error: Exception) -> str:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         return (
             f"rank {self.rank} (stage {self.stage}) waited {seconds:.1f} s, at most {self.timeout_s:g} s, for rank "
             f"{self.peer} (stage {self.peer_stage}) at microbatch {microbatch}: that rank is stopped, dead or far "
-            f"behind. Look at its log first. ({reason})"
+            f"behind. Look at its log first. ({reason_of(error)})"
         )

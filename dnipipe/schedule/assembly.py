@@ -62,17 +62,19 @@ def open_flow(stage: Any, num_microbatches: int, policy: Policy, timeout_s: floa
 
 def agree_over(facts: Facts, stage: Any) -> Agreement:
     """Every rank of the pipeline must call it at the same time; see agreement.py."""
-    everyone: list[Any] = [None] * stage.num_stages
-    dist.all_gather_object(everyone, facts, group=stage.group)
-    everyone.sort(key=lambda fact: fact.stage)
+    everyone = sorted(_from_all_ranks(facts, stage), key=lambda fact: fact.stage)
     return agree(everyone, stage.stage_index)
 
 
 def all_ranks(value: bool, stage: Any) -> bool:
     """Whether `value` is true on every rank of the pipeline. Every rank must call it at the same time."""
+    return all(_from_all_ranks(value, stage))
+
+
+def _from_all_ranks(value: Any, stage: Any) -> list[Any]:
     everyone: list[Any] = [None] * stage.num_stages
     dist.all_gather_object(everyone, value, group=stage.group)
-    return all(everyone)
+    return everyone
 
 
 def set_metas(flow: Flow, stage: Any, agreement: Agreement) -> None:

@@ -174,10 +174,9 @@ class ScheduleDNI(PipelineScheduleSingle):
             output, outputs = torch_names.forward(
                 stage, microbatch, received, batch.args[microbatch], batch.kwargs[microbatch], save=batch.save_outputs
             )
-            if not stage.is_last:
-                flow.send(outputs, agreement.needs_grad, label, agreement.relays_label_to(stage.stage_index + 1))
-            else:
-                flow.send((), (), None, False)
+            # on the last stage it only counts
+            flow.send(outputs, agreement.needs_grad, label, agreement.relays_label_to(stage.stage_index + 1))
+            if stage.is_last:
                 flow.report_loss(torch_names.compute_loss(self, output, batch.targets, microbatch, batch.loss_kwargs))
 
     def _backward(self, flow: Flow, microbatch: int) -> None:

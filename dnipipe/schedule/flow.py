@@ -176,14 +176,14 @@ class Flow:
         """The predictors take their step, once for all true gradients that arrived."""
         self.microbatch += self.num_microbatches
         if self.waits:
-            self._drain_sides()
+            self._drain_up()
             if self.down is not None:
                 self.down.restart(self.microbatch)
         if self.learner is not None:
             self.learner.end_step()
         self.step += 1
 
-    def _drain_sides(self) -> None:
+    def _drain_up(self) -> None:
         if self.up is not None:
             self.up.drain(self.microbatch)
 
@@ -191,7 +191,7 @@ class Flow:
         """Nothing is on the wire afterwards. Every rank must call it at the same step; it changes no number."""
         if self.down is not None:
             self.down.drain()
-        self._drain_sides()
+        self._drain_up()
 
     def flush(self) -> None:
         """Drains, and lets the predictors learn from all that was outstanding. Every rank must call it."""
