@@ -14,6 +14,8 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
+from .precision import as_factor, full_precision, own_view, precision_of, square_sum
+
 RMS_DECAY = 0.98
 """What the running RMS of the true gradient keeps of itself at each step."""
 
@@ -26,7 +28,7 @@ LayerT = TypeVar("LayerT", bound=nn.Module)
 class Interface(nn.Module, ABC):
     """Predicts the loss gradient at a stage's output from that output and, if given, the label.
 
-    Parameters and losses are float32, whatever the dtype of the activation. Nothing here waits for the device.
+    Parameters are float32, whatever the dtype of the activation. Nothing here waits for the device.
     """
 
     @property
@@ -72,10 +74,10 @@ class Interface(nn.Module, ABC):
 class Regressed(Interface):
     """An interface whose regression target is the true gradient itself.
 
-    A subclass writes `forward(h, label)`, with `h` in float32, in units of the running RMS of the true gradient:
-    gradients shrink with the batch and change in size during training, and an optimizer with a fixed step should not
-    see that. Before the first end_step the RMS is 0, so is every synthetic gradient, and learn() scales each target by
-    its own RMS.
+    A subclass writes `forward(h, label)`, in units of the running RMS of the true gradient: gradients shrink with the
+    batch and change in size during training, and an optimizer with a fixed step should not see that. Its `h` is
+    float32; if the activation is bfloat16 or float16, `h` is so too, under autocast to that dtype. Before the first
+    end_step the RMS is 0, so is every synthetic gradient, and learn() scales each target by its own RMS.
 
     Args:    normalise: True: the loss is the mean squared error of the scaled target. False: the setting of the paper,
              no scale, the squared error summed over the features and averaged over the batch.
@@ -99,20 +101,20 @@ class Regressed(Interface):
 
     def synthetic_grad(self, h: Tensor, label: Tensor | None = None) -> Tensor:
         with torch.no_grad():
-            return self.checked(self._predict(h, label) * self.rms, h)
+            return self._synthetic(self._predict(h, label), h)
 
     def learn(self, h: Tensor, label: Tensor | None, true_grad: Tensor) -> Tensor:
-        if true_grad.shape != h.shape:  # the loss would broadcast it
+        if true_grad.shape != h.shape:  # the difference would broadcast it
             raise ValueError(
                 f"true_grad has shape {tuple(true_grad.shape)} for an activation of shape {tuple(h.shape)}: "
                 f"a gradient has the activation's shape"
             )
         with torch.enable_grad(), full_precision(h):
             prediction = self._predict(h, label)
-            synthetic = self.checked(prediction.detach() * self.rms, h)
-            loss = self._loss(prediction, true_grad.detach().float())
-            if loss.requires_grad:
-                torch.autograd.backward(loss)
+            synthetic = self._synthetic(prediction, h)
+            loss_grad = self._loss_grad(prediction, true_grad)
+            if prediction.requires_grad:
+                torch.autograd.backward(prediction, loss_grad)
         return synthetic
 
     def statistics(self) -> list[Tensor]:
@@ -129,21 +131,33 @@ class Regressed(Interface):
 
     def _predict(self, h: Tensor, label: Tensor | None) -> Tensor:
         with precision_of(h):
-            prediction: Tensor = self(h.detach().float(), label)
-        return prediction.float()
+            prediction: Tensor = self(own_view(h), label)
+        return prediction
 
-    def _loss(self, prediction: Tensor, target: Tensor) -> Tensor:
-        if not self.normalise:
-            return (prediction - target).square().sum() / target.shape[0]
-        square_sum = target.square().sum()
-        self.square_sum += square_sum
-        self.count += target.numel()
-        scale = torch.where(self.rms > 0, self.rms, (square_sum / target.numel()).sqrt()).clamp_min(RMS_FLOOR)
-        return (prediction - target / scale).square().mean()
+    def _synthetic(self, prediction: Tensor, h: Tensor) -> Tensor:
+        """The prediction times the running RMS, as the answer for `h`."""
+        return self.checked(prediction.detach() * as_factor(self.rms, prediction.dtype), h)
+
+    def _loss_grad(self, prediction: Tensor, true_grad: Tensor) -> Tensor:
+        """The gradient of the loss at the prediction, 2 / n times the difference; counts the true gradient.
+
+        Written out, because autograd would pass over tensors as large as the activation for each term of the loss.
+        """
+        prediction, true_grad = prediction.detach(), true_grad.detach()
+        if self.normalise:
+            own = square_sum(true_grad)
+            self.square_sum += own
+            self.count += true_grad.numel()
+            scale = torch.where(self.rms > 0, self.rms, (own / true_grad.numel()).sqrt()).clamp_min(RMS_FLOOR)
+            difference = torch.addcdiv(prediction, true_grad, as_factor(scale, prediction.dtype), value=-1)
+        else:
+            difference = prediction - true_grad
+        n = prediction.numel() if self.normalise else prediction.shape[0]
+        return difference.mul_(2 / max(1, n)).to(prediction.dtype)
 
 
 class Custom(Regressed):
-    """A predictor of your own: any module called as `module(h, label)`.
+    """A predictor of your own: any module called as `module(h, label)`, with `h` in float32.
 
     Args:    module: returns the shape of `h`; must not modify `h` in place; its parameters become float32.
              normalise: as in Regressed.
@@ -159,20 +173,9 @@ class Custom(Regressed):
         return type(self.module).__name__
 
     def forward(self, h: Tensor, label: Tensor | None = None) -> Tensor:
-        prediction: Tensor = self.module(h, label)
+        # float32: much that a module may call, such as torch.fft and torch.linalg, knows no half precision
+        prediction: Tensor = self.module(h.float(), label)
         return prediction
-
-
-def precision_of(h: Tensor) -> torch.autocast:
-    """Autocast to the dtype of `h` if that is bfloat16 or float16, else none: the caller's own autocast has no say."""
-    low = h.dtype in (torch.bfloat16, torch.float16)
-    # no cache: inside a caller's autocast its half-precision copies of the weights would outlive the optimizer step
-    return torch.autocast(h.device.type, dtype=h.dtype if low else None, enabled=low, cache_enabled=False)
-
-
-def full_precision(h: Tensor) -> torch.autocast:
-    """No autocast on the device of `h`: around a backward, which the caller's autocast would otherwise reach."""
-    return torch.autocast(h.device.type, enabled=False)
 
 
 def start_at_zero(layer: LayerT) -> LayerT:

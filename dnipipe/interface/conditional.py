@@ -41,9 +41,11 @@ def one_hot(label: Tensor, num_classes: int) -> Tensor:
     return zeros.scatter(-1, label.clamp_min(0).unsqueeze(-1), (label >= 0).float().unsqueeze(-1))
 
 
-def one_hot_channels(label: Tensor, num_classes: int, height: int, width: int) -> Tensor:
-    """Label (B,) int64 -> (B, num_classes, height, width) float32, constant over each channel."""
-    return one_hot(label, num_classes)[:, :, None, None].expand(-1, -1, height, width)
+def one_hot_channels(
+    label: Tensor, num_classes: int, height: int, width: int, dtype: torch.dtype = torch.float32
+) -> Tensor:
+    """Label (B,) int64 -> (B, num_classes, height, width) of `dtype`, constant over each channel."""
+    return one_hot(label, num_classes).to(dtype)[:, :, None, None].expand(-1, -1, height, width)
 
 
 class LabelEmbedding(nn.Embedding):
@@ -79,4 +81,5 @@ class ConditionedLinear(nn.Module):
         if self.rows is None:
             return out
         rows: Tensor = self.rows(require_label(self.name, self.num_classes, label, *label_shapes(tuple(h.shape))))
+        rows = rows.to(out.dtype)  # under autocast the table alone is float32, and the sum would be
         return out + (rows if rows.ndim == out.ndim else rows.unsqueeze(1))

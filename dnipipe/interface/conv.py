@@ -54,6 +54,6 @@ class Conv(Regressed):
         if self.num_classes > 0:
             batch, _, height, width = h.shape
             label = require_label(type(self).__name__, self.num_classes, label, (batch,))
-            x = torch.cat([h, one_hot_channels(label, self.num_classes, height, width)], dim=1)
+            x = torch.cat([h, one_hot_channels(label, self.num_classes, height, width, h.dtype)], dim=1)
         gradient: Tensor = self.layers(x)
         return gradient

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from .base import Interface
+from .precision import product_sum, square_sum
 
 METRICS_DECAY = 0.9
 """What the sums behind the metrics keep of themselves at each step: a memory of about 10 steps."""
@@ -57,9 +58,10 @@ class Learner:
         if self._num_learned == 0:
             return
         count = self._average_over_replicas() if self.average is not None else self._num_learned
-        for parameter in self._parameters:
-            if parameter.grad is not None:
-                parameter.grad /= count
+        if isinstance(count, Tensor) or count > 1:
+            for parameter in self._parameters:
+                if parameter.grad is not None:
+                    parameter.grad /= count
         if self.optimizer is not None:
             self.optimizer.step()
             self.optimizer.zero_grad(set_to_none=True)
@@ -115,8 +117,7 @@ class Learner:
 
     @torch.no_grad()
     def _measure(self, synthetic: Tensor, true: Tensor) -> None:
-        synthetic, true = synthetic.float(), true.float()
-        new = torch.stack([(synthetic * true).sum(), synthetic.square().sum(), true.square().sum()])
+        new = torch.stack([product_sum(synthetic, true), square_sum(synthetic), square_sum(true)])
         self._sums = new if self._sums is None else self._sums.to(new.device) + new
 
     def _average_over_replicas(self) -> Tensor:

@@ -8,8 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .base import Interface, full_precision, precision_of
+from .base import Interface
 from .conditional import label_shapes, require_label
+from .precision import LayerNorm, full_precision, own_view, precision_of
 
 IGNORE_INDEX = -100
 
@@ -35,7 +36,7 @@ class LocalHead(Interface):
                 f"num_classes = {num_classes}: a local head classifies; give the number of classes, at least 1"
             )
         self.num_classes = num_classes
-        self.norm = nn.LayerNorm(features)
+        self.norm = LayerNorm(features)
         self.classify = nn.Linear(features, num_classes)
         # the weight at zero makes the gradient zero; the bias has no part in it, but then all classes start alike
         nn.init.zeros_(self.classify.weight)
@@ -45,7 +46,7 @@ class LocalHead(Interface):
         """Mean cross-entropy over the labels that are not ignored, 0 if there are none; differentiable in h."""
         label = require_label(type(self).__name__, self.num_classes, label, *label_shapes(tuple(h.shape)))
         if label.ndim < h.ndim - 1:
-            h = h.mean(dim=1)
+            h = h.sum(dim=1, dtype=torch.float32) / h.shape[1]  # not mean: its backward divides every token
         logits: Tensor = self.classify(self.norm(h))
         # float32: the log of a sum over a large vocabulary has no place in half precision
         total = F.cross_entropy(
@@ -67,6 +68,6 @@ class LocalHead(Interface):
         return self.checked(own_h.grad, h)
 
     def _loss_at_own_copy(self, h: Tensor, label: Tensor | None) -> tuple[Tensor, Tensor]:
-        own_h = h.detach().float().requires_grad_()
+        own_h = own_view(h).requires_grad_()
         with precision_of(h):
             return own_h, self.loss(own_h, label)

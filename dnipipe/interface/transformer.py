@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from .base import Regressed, start_at_zero
 from .conditional import ConditionedLinear
+from .precision import LayerNorm
 
 
 class Transformer(Regressed):
@@ -37,13 +38,13 @@ class Transformer(Regressed):
                 f"width = {width} must be a multiple of num_heads = {num_heads}: give another width, or None"
             )
         self.num_classes, self.num_heads = num_classes, num_heads
-        self.norm = nn.LayerNorm(features)
+        self.norm = LayerNorm(features)
         self.narrow = ConditionedLinear(features, width, num_classes, name=type(self).__name__)
-        self.attention_norm = nn.LayerNorm(width)
+        self.attention_norm = LayerNorm(width)
         self.qkv = nn.Linear(width, 3 * width)
         self.mix = nn.Linear(width, width)
         self.feed_forward = nn.Sequential(
-            nn.LayerNorm(width), nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width)
+            LayerNorm(width), nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width)
         )
         self.out = start_at_zero(nn.Linear(width, features))
 
