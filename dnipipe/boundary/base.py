@@ -70,7 +70,10 @@ class Boundary(ABC):
     Args:   rank, stage: of this side. peer, peer_stage: of the other side (global rank, stage index).
             timeout_s: seconds that one wait may take; more than 0.
     Fields: wait_s: seconds this side spent in `wait` so far (host time).
+            occupies_gpu: whether what is posted is work of the GPU until the other side meets it.
     """
+
+    occupies_gpu = False
 
     def __init__(self, *, rank: int, stage: int, peer: int, peer_stage: int, timeout_s: float) -> None:
         if timeout_s <= 0:

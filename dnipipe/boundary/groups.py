@@ -14,23 +14,26 @@ from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any
 
+import torch
 import torch.distributed as dist
 from torch.distributed import distributed_c10d
 
 
 def boundary_groups(
-    ranks: Sequence[int], stage: int, group: dist.ProcessGroup | None, timeout_s: float
+    ranks: Sequence[int], stage: int, group: dist.ProcessGroup | None, timeout_s: float, device: torch.device
 ) -> tuple[dist.ProcessGroup | None, dist.ProcessGroup | None]:
     """The groups of (the boundary above `stage`, the boundary below it); None at the ends of the pipeline.
 
     Args: ranks: global ranks of the stages, in order. group: of all of them; every one must call this at the same time.
+          device: where the tensors are that will cross.
     """
+    options = _options(group, device)
     _level(group, timeout_s)
     by_round: list[dist.ProcessGroup] = []
     for first_upper in (0, 1):
         upper = stage if (stage - first_upper) % 2 == 0 else stage - 1
         members = [ranks[each] for each in (upper, upper + 1) if 0 <= each < len(ranks)]
-        by_round.append(_new_group(members, timeout_s))
+        by_round.append(_new_group(members, timeout_s, **options))
     below, above = by_round if stage % 2 == 0 else reversed(by_round)
     return (above if stage > 0 else None), (below if stage < len(ranks) - 1 else None)
 
@@ -44,7 +47,21 @@ def _level(group: dist.ProcessGroup | None, timeout_s: float) -> None:
         _new_group([dist.get_rank()], timeout_s)
 
 
-def _new_group(ranks: list[int], timeout_s: float) -> dist.ProcessGroup:
-    group = dist.new_group(sorted(ranks), timeout=timedelta(seconds=timeout_s), use_local_synchronization=True)
+def _options(group: dist.ProcessGroup | None, device: torch.device) -> dict[str, Any]:
+    backends = dist.get_backend_config(group)
+    if device.type == "cpu":
+        return {} if "cpu:" in backends else {"backend": "gloo"}
+    if "cuda:nccl" not in backends:
+        return {}
+    # A transfer that takes as few multiprocessors from the computation beside it as NCCL can do with, and that starts
+    # at once when it can.
+    options = dist.ProcessGroupNCCL.Options(is_high_priority_stream=True)
+    options.config.max_ctas = 1
+    return {"backend": "nccl", "pg_options": options}
+
+
+def _new_group(ranks: list[int], timeout_s: float, **options: Any) -> dist.ProcessGroup:
+    timeout = timedelta(seconds=timeout_s)
+    group = dist.new_group(sorted(ranks), timeout=timeout, use_local_synchronization=True, **options)
     assert isinstance(group, dist.ProcessGroup), "new_group of the own rank returns a group"
     return group

@@ -37,6 +37,7 @@ class PairedBoundary(Boundary):
     ) -> None:
         super().__init__(rank=rank, stage=stage, peer=peer, peer_stage=peer_stage, timeout_s=timeout_s)
         self.group = group
+        self.occupies_gpu = group is not None and dist.get_backend(group) == "nccl"
         self._unconfirmed: deque[_PairedExchange] = deque()
 
     def exchange(self, send: Sequence[Tensor], receive: Sequence[Tensor], *, microbatch: int) -> Exchange:

@@ -9,7 +9,14 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from ..boundary import PairedBoundary, boundary_groups
+from ..boundary import (
+    Boundary,
+    DirectBoundary,
+    PairedBoundary,
+    boundary_groups,
+    choose_transport,
+    where_am_i,
+)
 from ..interface import Custom, Interface, Learner, TensorMeta, build_interface
 from ..observe.trace import Trace
 from . import torch_names
@@ -36,25 +43,37 @@ def interface_names(given: Sequence[str | nn.Module]) -> tuple[str, ...]:
     return tuple(each if isinstance(each, str) else f"{GIVEN}{type(each).__name__}" for each in given)
 
 
-def open_flow(stage: Any, num_microbatches: int, policy: Policy, timeout_s: float, trace: Trace) -> Flow:
+def open_flow(
+    stage: Any, num_microbatches: int, policy: Policy, timeout_s: float, trace: Trace, transport: str = "auto"
+) -> Flow:
     """The flow of a stage with its two boundaries. Every rank of the pipeline must call it at the same time."""
     here, device = stage.stage_index, torch.device(stage.device)
     of_group = dist.get_process_group_ranks(stage.group or dist.group.WORLD)
     ranks = [of_group[stage.stage_index_to_group_rank[each]] for each in range(stage.num_stages)]
-    above, below = boundary_groups(ranks, here, stage.group, timeout_s)
+    direct = choose_transport(transport, _from_all_ranks(where_am_i(device), stage)) == "direct"
+    carrier = torch.device("cpu") if direct else device
+    above, below = boundary_groups(ranks, here, stage.group, timeout_s, carrier)
+    # far more than can ever be under way: `lag` of training, twice, as each side learns late what the other fetched
+    depth = 2 * max(policy.lag, stage.num_stages) + 8
 
-    def boundary(group: dist.ProcessGroup, there: int) -> PairedBoundary:
-        return PairedBoundary(
-            group, rank=ranks[here], stage=here, peer=ranks[there], peer_stage=there, timeout_s=timeout_s
-        )
+    def boundary(group: dist.ProcessGroup, there: int) -> Boundary:
+        names = {"rank": ranks[here], "stage": here, "peer": ranks[there], "peer_stage": there}
+        if direct:
+            return DirectBoundary(group, device, depth, timeout_s=timeout_s, **names)
+        return PairedBoundary(group, timeout_s=timeout_s, **names)
 
+    # Even stages meet the next one first, odd ones the one before: neighbours come together, none waits in a circle.
+    opened: dict[int, Boundary] = {}
+    for there, group in sorted(((here - 1, above), (here + 1, below)), key=lambda each: each[0], reverse=here % 2 == 0):
+        if group is not None:
+            opened[there] = boundary(group, there)
     return Flow(
         stage=here,
         num_stages=stage.num_stages,
         num_microbatches=num_microbatches,
         policy=policy,
-        up=Upward(boundary(above, here - 1), device) if above is not None else None,
-        down=Downward(boundary(below, here + 1), device) if below is not None else None,
+        up=Upward(opened[here - 1], device) if above is not None else None,
+        down=Downward(opened[here + 1], device) if below is not None else None,
         device=device,
         trace=trace,
     )

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 import sys
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -21,7 +22,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.pipelining.schedules import PipelineScheduleSingle
 
-from ..boundary import BoundaryError
+from ..boundary import TRANSPORTS, BoundaryError
 from ..observe.trace import Trace
 from . import torch_names
 from .assembly import InterfaceChoice, as_list
@@ -46,6 +47,11 @@ class ScheduleDNI(PipelineScheduleSingle):
         calls, then synthetic.
       lag: microbatches between an activation and the true gradient that trains its predictor; also how far a stage may
         lead the next one. At least 1.
+      transport: what carries the exchanges: "group" (the process group: NCCL, gloo), "direct" (copies between GPUs of
+        one host, which occupy no multiprocessor), "auto" (direct where all stages share one GPU, else group).
+      post_ahead: whether the receive of a step's first activation is posted before that step begins; None: not over
+        NCCL, where it hides one transfer per step, but is work of the GPU: torch.cuda.synchronize() followed by a
+        barrier never returns then, unless every rank calls flush() before.
       num_classes: of the labels; None reads it off the last stage's output.
       labels: "local" (every rank passes target=), "relay" (the first stage's travel with the activations), "none";
         "auto" takes what is there. label_fn: derives them on the first stage, as label_fn(*args, **kwargs) of one
@@ -73,6 +79,8 @@ class ScheduleDNI(PipelineScheduleSingle):
         policy: str = "auto",
         lag: int = DEFAULT_LAG,
         unlock_after_steps: int | None = None,
+        transport: str = "auto",
+        post_ahead: bool | None = None,
         num_classes: int | None = None,
         labels: str = "auto",
         label_fn: Callable[..., Tensor] | None = None,
@@ -82,8 +90,8 @@ class ScheduleDNI(PipelineScheduleSingle):
         data_parallel_groups: Sequence[dist.ProcessGroup] | None = None,
         trace: Trace | None = None,
     ) -> None:
-        self.policy = Policy(policy, lag, unlock_after_steps)
-        _check_arguments(stage, n_microbatches, labels, check_every_steps, timeout_s)
+        self.policy = Policy(policy, lag, unlock_after_steps, post_ahead)
+        _check_arguments(stage, n_microbatches, labels, transport, check_every_steps, timeout_s)
         super().__init__(
             stage, n_microbatches, loss_fn, args_chunk_spec, kwargs_chunk_spec, output_merge_spec, scale_grads
         )
@@ -101,6 +109,7 @@ class ScheduleDNI(PipelineScheduleSingle):
             check_every_steps=check_every_steps,
             fall_back=fall_back,
             data_parallel_groups=data_parallel_groups,
+            transport=transport,
             stage=stage,
         )
         groups = [stage.group, *self._preparation.replicas]
@@ -196,7 +205,7 @@ class ScheduleDNI(PipelineScheduleSingle):
         """Forward only. Training exchanges under way are completed first; what they carry stays as it is."""
         stage = self._stage
         flow.drain()
-        sent = []
+        sent: deque[Callable[[], None]] = deque()
         for microbatch in range(self._n_microbatches):
             received = None if stage.is_first else flow.pass_receive(torch_names.input_metas(stage))
             args, kwargs = batch.args[microbatch], batch.kwargs[microbatch]
@@ -208,6 +217,8 @@ class ScheduleDNI(PipelineScheduleSingle):
                 if batch.targets is not None and stage.is_last and self._loss_fn is not None:
                     torch_names.compute_loss(self, output, batch.targets, microbatch, batch.loss_kwargs)
             sent.append(flow.pass_down(outputs))
+            if microbatch > 0:
+                sent.popleft()()  # so that no more than one microbatch waits to be fetched
         for wait in sent:
             wait()
 
@@ -268,7 +279,9 @@ class ScheduleDNI(PipelineScheduleSingle):
         return f"{where}: not started" if flow is None else f"{where}: {flow.describe()}"
 
 
-def _check_arguments(stage: Any, n_microbatches: int, labels: str, check_every_steps: int, timeout_s: float) -> None:
+def _check_arguments(
+    stage: Any, n_microbatches: int, labels: str, transport: str, check_every_steps: int, timeout_s: float
+) -> None:
     if stage.num_stages != stage.group_size:
         raise ValueError(
             f"ScheduleDNI runs one stage per rank: num_stages is {stage.num_stages}, its group has {stage.group_size} "
@@ -278,6 +291,8 @@ def _check_arguments(stage: Any, n_microbatches: int, labels: str, check_every_s
         raise ValueError(f"n_microbatches must be at least 1, got {n_microbatches}")
     if labels not in LABELS:
         raise ValueError(f"unknown labels {labels!r}: choose one of {', '.join(LABELS)}")
+    if transport not in TRANSPORTS:
+        raise ValueError(f"unknown transport {transport!r}: choose one of {', '.join(TRANSPORTS)}")
     if check_every_steps < 0:
         raise ValueError(f"check_every_steps must be at least 0 steps (0: never), got {check_every_steps}")
     if timeout_s <= 0:

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ..interface import Learner
 from ..observe.trace import Trace
-from .ledger import Downward, Metas, Pending, StepEnd, Upward, empty, own
+from .ledger import Downward, Metas, Pending, Rules, Upward, empty, own
 from .policy import Policy, lag_of_wait
 
 
@@ -85,14 +85,12 @@ class Flow:
         else:
             self.drain()
         self._waiting = self.waits
-        if self.waits:
-            step_end = StepEnd.CLOSE
-        else:
-            step_end = StepEnd.AHEAD if self.device.type == "cpu" else StepEnd.HOLD
-        for side, stage in ((self.up, self.stage - 1), (self.down, self.stage)):
+        for side, upper in ((self.up, self.stage - 1), (self.down, self.stage)):
             if side is not None:
-                lag = lag_of_wait(stage, self.num_stages) if self.waits else self.policy.lag
-                side.restart(self.microbatch, lag=lag, step_end=step_end)
+                lag = lag_of_wait(upper, self.num_stages) if self.waits else self.policy.lag
+                occupies_gpu, ahead = side.boundary.occupies_gpu, self.policy.post_ahead
+                rules = Rules.choose(lag, closes=self.waits, occupies_gpu=occupies_gpu, ahead=ahead)
+                side.restart(self.microbatch, rules)
 
     def receive(self) -> list[Tensor]:
         """The next activation (and its label, last, where labels are relayed)."""
@@ -103,6 +101,8 @@ class Flow:
     def send(self, outputs: Sequence[Tensor], needs_grad: Sequence[bool], label: Tensor | None, relayed: bool) -> None:
         """Sends the outputs of the microbatch just run forward; remembers those that need a gradient, and the label."""
         microbatch, self._forwarded = self._forwarded, self._forwarded + 1
+        if self.up is not None:
+            self.up.after_forward(microbatch)
         if self.down is None:
             return
         # Sent as they are kept: NCCL and gloo read the memory later, and the predictor learns from the same tensors.

@@ -9,6 +9,10 @@ The upper stage posts E(t) once activation t exists and waits for it when it wan
 posts E(t) once gradient t - lag exists and waits for it when it wants activation t. So a stage leads its successor by
 at most `lag` microbatches, and nobody polls: the same numbers come out whatever the timing.
 
+Over NCCL the lower stage posts one microbatch later, after a forward: E1 F0 E2 B0. A posted receive of NCCL is a kernel
+that holds a multiprocessor until it is met, and slows the computation meanwhile; posted after the forward, beside the
+upper stage's send of the next activation, it is met at once. The upper stage leads by one microbatch less.
+
 No deadlock: stage k needs, for microbatch t, its own t - 1, activation t of stage k - 1 and gradient t - lag of stage
 k + 1. The potential 2 t + k is smaller for all three as long as lag >= 1, so there is no circle of waits.
 
@@ -43,8 +47,31 @@ class StepEnd(Enum):
     AHEAD = auto()
     """Their receives stay posted between steps, so that a stall of this stage does not hold up the previous one."""
     HOLD = auto()
-    """They are posted when the next step begins. For CUDA, where a posted receive occupies the GPU: a synchronize
+    """They are posted when the next step begins. For NCCL, where a posted receive is work of the GPU: a synchronize
     before a barrier would wait for ever for the next step."""
+
+
+@dataclass(frozen=True)
+class Rules:
+    """How the exchanges of a boundary are timed; both sides go by the same.
+
+    Args: lag: microbatches between an activation and the true gradient that travels beside it.
+          window: how many exchanges the lower stage may have posted beyond its last forward, 1 to lag.
+    """
+
+    lag: int
+    window: int
+    step_end: StepEnd
+
+    @classmethod
+    def choose(cls, lag: int, *, closes: bool, occupies_gpu: bool, ahead: bool | None = None) -> Rules:
+        """closes: the policy is `wait`. occupies_gpu: of the boundary. ahead: whether receives stay posted between
+        steps; None: where that occupies no GPU."""
+        window = max(1, lag - 1) if occupies_gpu else lag
+        if closes:
+            return cls(lag, window, StepEnd.CLOSE)
+        ahead = not occupies_gpu if ahead is None else ahead
+        return cls(lag, window, StepEnd.AHEAD if ahead else StepEnd.HOLD)
 
 
 def empty(metas: Metas, device: torch.device) -> list[Tensor]:
@@ -78,15 +105,14 @@ class _Side(ABC):
     def __init__(self, boundary: Boundary, device: torch.device) -> None:
         self.boundary, self.device = boundary, device
         self.metas: Metas = ()
-        self.lag, self.step_end = 1, StepEnd.CLOSE
+        self.rules = Rules(lag=1, window=1, step_end=StepEnd.CLOSE)
         self._next = self._restart = 0
 
-    def restart(self, microbatch: int, *, lag: int | None = None, step_end: StepEnd | None = None) -> None:
+    def restart(self, microbatch: int, rules: Rules | None = None) -> None:
         """The next exchange is that of `microbatch`, with nothing under way: the first `lag` carry no gradient."""
         assert self.idle, "restart with exchanges under way"
         self._next = self._restart = microbatch
-        self.lag = self.lag if lag is None else lag
-        self.step_end = self.step_end if step_end is None else step_end
+        self.rules = rules or self.rules
 
     @property
     def idle(self) -> bool:
@@ -117,7 +143,7 @@ class Downward(_Side):
 
         outputs: contiguous; empty when no activation is left to send. pending: what to remember of them.
         """
-        number, receive = self._next, self._gradient_buffers(self._next - self.lag)
+        number, receive = self._next, self._gradient_buffers(self._next - self.rules.lag)
         if outputs or receive:
             self._under_way.append((number, self.boundary.exchange(outputs, receive, microbatch=number)))
         if pending is not None:
@@ -136,7 +162,7 @@ class Downward(_Side):
         """Waits for the true gradient of the oldest pending microbatch and takes it off the ledger."""
         entry = self.pending.popleft()
         if not entry.arrived:
-            self._wait_up_to(entry.microbatch + self.lag)
+            self._wait_up_to(entry.microbatch + self.rules.lag)
             self._read_news(entry)
         return entry
 
@@ -161,9 +187,9 @@ class Downward(_Side):
         if end == self._restart:
             return
         # The next stage may have posted its receives already: they must be met, if only by tensors without a meaning.
-        void = empty(self.metas, self.device) if self.step_end is StepEnd.AHEAD else []
-        for _ in range(self.lag):
-            self.send(void)
+        num_void = self.rules.window if self.rules.step_end is StepEnd.AHEAD else 0
+        for ahead in range(self.rules.lag):
+            self.send(empty(self.metas, self.device) if ahead < num_void else [])
         self._wait_up_to(self._next)
         for entry in self.pending:
             if not entry.arrived:
@@ -176,7 +202,7 @@ class Upward(_Side):
 
     def __init__(self, boundary: Boundary, device: torch.device) -> None:
         super().__init__(boundary, device)
-        self._limit = 0
+        self._limit = self._forwarded = 0
         self._unsent: deque[list[Tensor]] = deque()
         self._under_way: deque[tuple[int, Exchange, list[Tensor]]] = deque()
 
@@ -184,12 +210,14 @@ class Upward(_Side):
     def under_way(self) -> list[int]:
         return [number for number, *_ in self._under_way]
 
+    def restart(self, microbatch: int, rules: Rules | None = None) -> None:
+        super().restart(microbatch, rules)
+        self._forwarded = microbatch
+
     def open(self, limit: int) -> None:
         """A step begins: posts what may be posted of the exchanges before `limit`, the next step's first microbatch."""
         self._limit = limit
-        while self._next < self._restart + self.lag and self._may_receive():
-            self._post([], receive=True)
-        self._send_unsent()
+        self._post_due()
 
     def receive(self, microbatch: int) -> list[Tensor]:
         """Waits for the activation of `microbatch` (and its label, last, where labels are relayed)."""
@@ -198,17 +226,36 @@ class Upward(_Side):
         exchange.wait()
         return received
 
+    def after_forward(self, microbatch: int) -> None:
+        """`microbatch` has gone forward: over NCCL, the next exchange is posted now."""
+        self._forwarded = microbatch + 1
+        self._post_due()
+
     def give(self, grads: Sequence[Tensor], news: Tensor) -> None:
         """Returns the gradient of the oldest microbatch not answered yet, as soon as an exchange may carry it."""
         self._unsent.append([*grads, news])
-        self._send_unsent()
+        self._post_due()
 
-    def _send_unsent(self) -> None:
-        while self._unsent and (self._may_receive() or self.step_end is StepEnd.CLOSE):
-            self._post(self._unsent.popleft(), receive=self._may_receive())
+    def _post_due(self) -> None:
+        """Posts the exchanges whose gradient is there, or that carry none, as far as they are allowed."""
+        while True:
+            receive = self._may_receive()
+            carries_gradient = self._next >= self._restart + self.rules.lag
+            if carries_gradient and self._unsent and (receive or self._closes):
+                self._post(self._unsent.popleft(), receive=receive)
+            elif not carries_gradient and receive:
+                self._post([], receive=True)
+            else:
+                return
 
     def _may_receive(self) -> bool:
-        return self.step_end is StepEnd.AHEAD or self._next < self._limit
+        in_step = self.rules.step_end is StepEnd.AHEAD or self._next < self._limit
+        return in_step and self._next < self._forwarded + self.rules.window
+
+    @property
+    def _closes(self) -> bool:
+        """Whether the next exchange carries only a gradient, for no activation is left in this step."""
+        return self.rules.step_end is StepEnd.CLOSE and self._next >= self._limit
 
     def _post(self, send: Sequence[Tensor], *, receive: bool) -> None:
         received = empty(self.metas, self.device) if receive else []

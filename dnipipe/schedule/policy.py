@@ -25,12 +25,15 @@ class Policy:
 
     Args: name: wait | synthetic | auto. lag: microbatches between an activation and the true gradient that is used with
           it, at least 1. unlock_after_steps: step() calls under `wait` first; None takes the policy's own.
+          post_ahead: whether a stage posts the receive of the next step's first activation before that step; None: on
+          a CPU only.
     Raises: ValueError for an unknown name or a value out of range.
     """
 
     name: str = "auto"
     lag: int = DEFAULT_LAG
     unlock_after_steps: int | None = None
+    post_ahead: bool | None = None
 
     def __post_init__(self) -> None:
         if self.name not in UNLOCK_AFTER_STEPS:

@@ -56,12 +56,13 @@ class Preparation:
         check_every_steps: int,
         fall_back: bool,
         data_parallel_groups: Sequence[dist.ProcessGroup] | None,
+        transport: str,
         stage: Any,
     ) -> None:
         self.policy, self.given, self.interface_optimizer = policy, given, interface_optimizer
         self.num_classes, self.labels, self.label_fn = num_classes, labels, label_fn
         self.timeout_s, self.trace, self.stage = timeout_s, trace, stage
-        self.check_every_steps, self.fall_back = check_every_steps, fall_back
+        self.check_every_steps, self.fall_back, self.transport = check_every_steps, fall_back, transport
         # Now, because torch 2.11's sweep leaves FSDP's parameters unsharded, as if there were no replicas.
         found = replica_groups(stage.submod) if data_parallel_groups is None else data_parallel_groups
         self.replicas = [group for group in found if dist.get_world_size(group) > 1]
@@ -85,7 +86,9 @@ class Preparation:
         if self._shapes.changed(args, kwargs, target, every_rank_has_target=self._every_rank_has_target):
             self.reset_shapes(schedule, flow)
         if flow is None:
-            flow = assembly.open_flow(self.stage, len(batch.args), self.policy, self.timeout_s, self.trace)
+            flow = assembly.open_flow(
+                self.stage, len(batch.args), self.policy, self.timeout_s, self.trace, self.transport
+            )
             self._every_rank_has_target = assembly.all_ranks(batch.targets is not None, self.stage)
         if not torch_names.is_initialized(schedule, backward=training):
             torch_names.initialize_stage(schedule, args, kwargs, target, batch.loss_kwargs)

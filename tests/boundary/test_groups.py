@@ -18,7 +18,7 @@ Neighbours = tuple[int | None, int | None]
 
 def _meet(ranks: Sequence[int], stage: int, group: dist.ProcessGroup | None = None, tag: int = 0) -> Neighbours:
     """Makes the groups and exchanges `tag` + rank with the neighbours. Returns what came from above and from below."""
-    above, below = boundary_groups(ranks, stage, group, TIMEOUT_S)
+    above, below = boundary_groups(ranks, stage, group, TIMEOUT_S, torch.device("cpu"))
     got: list[int | None] = []
     for pair, there in ((above, stage - 1), (below, stage + 1)):
         if pair is None:

@@ -118,9 +118,10 @@ def test_auto_leaves_a_target_alone_that_only_the_loss_function_understands() ->
         ({"labels": "none"}, "labels must be the same on every rank, got rank 10: auto, rank 11: none, rank 12: auto"),
         (
             {"policy": Policy("auto", lag=3)},
-            "policy must be the same on every rank, got rank 10: Policy(name='auto', lag=2, unlock_after_steps=None), "
-            "rank 11: Policy(name='auto', lag=3, unlock_after_steps=None), "
-            "rank 12: Policy(name='auto', lag=2, unlock_after_steps=None)",
+            "policy must be the same on every rank, got "
+            "rank 10: Policy(name='auto', lag=2, unlock_after_steps=None, post_ahead=None), "
+            "rank 11: Policy(name='auto', lag=3, unlock_after_steps=None, post_ahead=None), "
+            "rank 12: Policy(name='auto', lag=2, unlock_after_steps=None, post_ahead=None)",
         ),
     ],
 )

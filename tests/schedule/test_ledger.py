@@ -16,7 +16,7 @@ from torch import Tensor
 
 from dnipipe.boundary import BoundaryError, local_pair
 from dnipipe.boundary.local import LocalBoundary
-from dnipipe.schedule.ledger import Downward, Pending, StepEnd, Upward
+from dnipipe.schedule.ledger import Downward, Pending, Rules, StepEnd, Upward
 
 CPU = torch.device("cpu")
 METAS = ((torch.Size([2]), torch.float32), (torch.Size([]), torch.int64))
@@ -30,6 +30,7 @@ SCRIPTS = (
     "step step drain step drain drain step step drain",
 )
 every_lag = pytest.mark.parametrize("lag", [1, 2, 3, 4])
+every_window = pytest.mark.parametrize("lag, window", [(1, 1), (2, 2), (3, 3), (4, 4), (2, 1), (3, 2), (4, 3), (4, 1)])
 every_m = pytest.mark.parametrize("m", [1, 2, 3, 4, 5])
 every_step_end = pytest.mark.parametrize("step_end", StepEnd, ids=lambda each: each.name)
 
@@ -65,11 +66,11 @@ class Upper:
         self.learned: list[tuple[int, Tensor]] = []
         self.lead = 0
 
-    def phase(self, lag: int, step_end: StepEnd) -> None:
-        self.down.restart(self.sent, lag=lag, step_end=step_end)
+    def phase(self, rules: Rules) -> None:
+        self.down.restart(self.sent, rules)
 
     def step(self) -> None:
-        closes, lag = self.down.step_end is StepEnd.CLOSE, self.down.lag
+        closes, lag = self.down.rules.step_end is StepEnd.CLOSE, self.down.rules.lag
         for slot in range(self.m + (lag if closes else 0)):
             if slot < self.m:
                 entry = _pending(self.sent)
@@ -83,7 +84,7 @@ class Upper:
             self.lead = max(self.lead, self.sent - len(self.answered))
             assert len(self.down.pending) <= lag
         if closes:
-            self.phase(lag, StepEnd.CLOSE)
+            self.phase(self.down.rules)
 
     def learn(self) -> None:
         entry = self.down.arrive()
@@ -112,13 +113,13 @@ class Lower:
         self.received: list[tuple[Tensor, Tensor]] = []
         self.microbatch = 0
 
-    def phase(self, lag: int, step_end: StepEnd) -> None:
-        self.up.restart(self.microbatch, lag=lag, step_end=step_end)
+    def phase(self, rules: Rules) -> None:
+        self.up.restart(self.microbatch, rules)
 
     def step(self) -> None:
         first, self.microbatch = self.microbatch, self.microbatch + self.m
-        closes = self.up.step_end is StepEnd.CLOSE
-        delay = self.up.lag - 1 if closes else 0
+        closes = self.up.rules.step_end is StepEnd.CLOSE
+        delay = self.up.rules.lag - 1 if closes else 0
         self.up.open(self.microbatch)
         for slot in range(self.m + delay):
             if self.pause.random() < 0.1:
@@ -126,6 +127,7 @@ class Lower:
             if slot < self.m:
                 activation, label = self.up.receive(first + slot)
                 self.received.append((activation, label))
+                self.up.after_forward(first + slot)
             if slot >= delay:
                 answer = first + slot - delay
                 self.answered.append(answer)
@@ -150,17 +152,17 @@ def _expected(script: str, m: int, lag: int, step_end: StepEnd) -> tuple[int, in
     return sent, learned
 
 
-def _play(m: int, phases: Sequence[tuple[int, StepEnd, str]], seed: int = 0) -> tuple[Upper, Lower]:
-    """Both stages, each on its thread, through phases of (lag, step end, script), each after a flush."""
+def _play(m: int, phases: Sequence[tuple[Rules, str]], seed: int = 0) -> tuple[Upper, Lower]:
+    """Both stages, each on its thread, through phases of (rules, script), each after a flush."""
     down, up = _sides()
     answered: list[int] = []
     upper, lower = Upper(down, m, answered), Lower(up, m, answered, random.Random(seed))
 
     def run(stage: Upper | Lower) -> None:
-        for number, (lag, step_end, script) in enumerate(phases):
+        for number, (rules, script) in enumerate(phases):
             if number > 0:
                 stage.flush()
-            stage.phase(lag, step_end)
+            stage.phase(rules)
             for word in script.split():
                 getattr(stage, word)()
 
@@ -183,23 +185,23 @@ def _check(upper: Upper, lower: Lower, sent: int, learned: int) -> None:
 
 
 @every_step_end
-@every_lag
+@every_window
 @every_m
 def test_every_true_gradient_comes_home_to_its_microbatch_through_steps_and_drains(
-    lag: int, m: int, step_end: StepEnd
+    lag: int, window: int, m: int, step_end: StepEnd
 ) -> None:
     for seed, script in enumerate(SCRIPTS):
-        upper, lower = _play(m, [(lag, step_end, script)], seed)
+        upper, lower = _play(m, [(Rules(lag, window, step_end), script)], seed)
         _check(upper, lower, *_expected(script, m, lag, step_end))
         assert upper.lead <= lag, "how far the upper stage was ahead of the answers"
 
 
 @every_step_end
-@every_lag
+@every_window
 @every_m
-def test_after_a_drain_nothing_is_on_the_wire(lag: int, m: int, step_end: StepEnd) -> None:
+def test_after_a_drain_nothing_is_on_the_wire(lag: int, window: int, m: int, step_end: StepEnd) -> None:
     for script in ("drain", *(f"{script} drain" for script in SCRIPTS)):
-        upper, lower = _play(m, [(lag, step_end, script)])
+        upper, lower = _play(m, [(Rules(lag, window, step_end), script)])
         first, second = upper.down.boundary, lower.up.boundary
         assert isinstance(first, LocalBoundary) and isinstance(second, LocalBoundary)
         assert first._posted == second._posted, "every exchange has met its other side"
@@ -213,11 +215,11 @@ def test_after_a_drain_nothing_is_on_the_wire(lag: int, m: int, step_end: StepEn
 @every_m
 def test_phases_follow_each_other_whatever_their_lag_and_step_end(m: int) -> None:
     phases = [
-        (3, StepEnd.CLOSE, "step step"),
-        (2, StepEnd.AHEAD, "step step drain step"),
-        (1, StepEnd.CLOSE, "step drain step"),
-        (4, StepEnd.HOLD, "step step step"),
-        (1, StepEnd.AHEAD, "step"),
+        (Rules(3, 2, StepEnd.CLOSE), "step step"),
+        (Rules(2, 2, StepEnd.AHEAD), "step step drain step"),
+        (Rules(1, 1, StepEnd.CLOSE), "step drain step"),
+        (Rules(4, 1, StepEnd.HOLD), "step step step"),
+        (Rules(1, 1, StepEnd.AHEAD), "step"),
     ]
     sent = m * sum(script.split().count("step") for *_, script in phases)
     upper, lower = _play(m, phases)
@@ -227,7 +229,7 @@ def test_phases_follow_each_other_whatever_their_lag_and_step_end(m: int) -> Non
 @every_lag
 def test_a_stage_leads_the_next_by_lag_microbatches_and_no_more(lag: int) -> None:
     down, _ = _sides(timeout_s=0.1)
-    down.restart(0, lag=lag, step_end=StepEnd.AHEAD)
+    down.restart(0, Rules(lag, lag, StepEnd.AHEAD))
     for n in range(lag + 1):
         down.send([_activation(n), torch.tensor(1000 + n)], _pending(n))
     assert down.under_way == list(range(lag + 1))
@@ -235,12 +237,12 @@ def test_a_stage_leads_the_next_by_lag_microbatches_and_no_more(lag: int) -> Non
         down.arrive()
 
 
-@every_lag
+@every_window
 @every_m
-def test_between_steps_only_ahead_keeps_receives_posted(lag: int, m: int) -> None:
+def test_between_steps_only_ahead_keeps_receives_posted(lag: int, window: int, m: int) -> None:
     for step_end in StepEnd:
-        _, lower = _play(m, [(lag, step_end, "step step step")])
-        due = list(range(3 * m, 3 * m + lag)) if step_end is StepEnd.AHEAD else []
+        _, lower = _play(m, [(Rules(lag, window, step_end), "step step step")])
+        due = list(range(3 * m, 3 * m + window)) if step_end is StepEnd.AHEAD else []
         assert lower.up.under_way == due
 
 
@@ -254,11 +256,12 @@ WRONG = (
 def test_the_gradient_of_another_microbatch_is_an_error_that_names_both(take: Callable[[Downward], object]) -> None:
     down, up = _sides(timeout_s=0.5)
     for side in (down, up):
-        side.restart(0, lag=1, step_end=StepEnd.HOLD)
+        side.restart(0, Rules(1, 1, StepEnd.HOLD))
     up.open(3)
     for n in (0, 1):
         down.send([_activation(n), torch.tensor(1000 + n)], _pending(n))
         up.receive(n)
+        up.after_forward(n)
         up.give([_gradient(n)], _news(7 if n == 0 else n))
     with pytest.raises(RuntimeError, match=WRONG):
         take(down)
@@ -266,7 +269,7 @@ def test_the_gradient_of_another_microbatch_is_an_error_that_names_both(take: Ca
 
 def test_a_restart_with_exchanges_under_way_is_refused() -> None:
     down, _ = _sides()
-    down.restart(0, lag=2, step_end=StepEnd.HOLD)
+    down.restart(0, Rules(2, 2, StepEnd.HOLD))
     down.send([_activation(0), torch.tensor(1000)], _pending(0))
     with pytest.raises(AssertionError, match="restart with exchanges under way"):
         down.restart(1)

@@ -128,7 +128,9 @@ def _unlike(rank: int, world: int) -> str:
 
 
 def test_ranks_that_were_told_different_things_all_refuse() -> None:
-    policies = [f"rank {r}: Policy(name='synthetic', lag={1 + r}, unlock_after_steps=None)" for r in range(2)]
+    policies = [
+        f"rank {r}: Policy(name='synthetic', lag={1 + r}, unlock_after_steps=None, post_ahead=None)" for r in range(2)
+    ]
     assert run_ranks(2, _unlike) == [f"policy must be the same on every rank, got {', '.join(policies)}"] * 2
 
 
