@@ -1,25 +1,43 @@
-"""The commands of a shell: dnipipe plan shows, without a model or a GPU, what each schedule would cost.
+"""The commands of a shell: dnipipe plan shows what each schedule would cost, from times that are given or measured.
 
 dnipipe plan --stages 4 --microbatches 8 --forward-ms 18.5 --backward-ms 18.1,9.3 --comm-ms 0.6 --out plan/
+dnipipe plan --stages 2 --config launch/configs/quickstart.yaml model.factory=launch.gpt:byte_gpt
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from fractions import Fraction
 from pathlib import Path
 
+import torch
 from rich.console import Console
 from rich.table import Table
 
-from dnipipe.plan import Run, Times, activation_bytes
-from dnipipe.plan.compare import ASSUMPTIONS, Row, compare, row_of, scale
+from dnipipe.config import load_config
+from dnipipe.measure import Measurement, measure
+from dnipipe.partition import LayerCost
+from dnipipe.plan import ASSUMPTIONS, Row, Run, Times, activation_bytes, compare, row_of, scale
 from dnipipe.plan.dni import DEFAULT_LAG
 from dnipipe.plan.draw import draw_schedules
+
+MEASURED = ("forward_ms", "backward_ms", "interface_ms")
+
+
+@dataclass(frozen=True)
+class Premises:
+    """What is planned with. microbatch_bytes: what one microbatch keeps on a stage; None where nothing was measured."""
+
+    num_stages: int
+    num_microbatches: int
+    lag: int
+    times: Times
+    microbatch_bytes: int | None = None
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -39,12 +57,15 @@ def _parser() -> argparse.ArgumentParser:
     plan = commands.add_parser("plan", help="bubble, step time and memory of every schedule, without a GPU")
     add = plan.add_argument
     add("--stages", type=int, required=True, metavar="S", help="stages of the pipeline")
-    add("--microbatches", type=int, required=True, metavar="M", help="microbatches of a step")
-    add("--forward-ms", default="1", metavar="F", help="forward of one microbatch on one stage (default: 1)")
+    add("--microbatches", type=int, metavar="M", help="microbatches of a step (default: those of --config)")
+    measured = "the settings of launch/train.py: F, B, W and P are measured here on their model"
+    add("--config", nargs="+", metavar=("CONFIG.yaml", "section.field=value"), help=measured)
+    add("--forward-ms", metavar="F", help="forward of one microbatch on one stage (default: 1)")
     halves = "backward: of the input, of the weights; without a comma both in one, half each (default: F,F)"
     add("--backward-ms", metavar="B[,W]", help=halves)
     add("--comm-ms", default="0", metavar="C", help="one transfer between neighbours (default: 0)")
-    add("--lag", type=int, default=DEFAULT_LAG, help=f"lag of DNI synthetic, in microbatches (default: {DEFAULT_LAG})")
+    add("--interface-ms", metavar="P", help="predicting and learning, of DNI synthetic (default: 0)")
+    add("--lag", type=int, help=f"lag of DNI synthetic, in microbatches (default: {DEFAULT_LAG}, or that of --config)")
     add("--scale", metavar="S,S,...", help="also for these numbers of stages, with the assumptions in words")
     add("--json", type=Path, metavar="FILE", help="writes the rows of all tables")
     add("--out", type=Path, metavar="DIR", help="draws the timelines: plan.png and plan.svg")
@@ -52,13 +73,13 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _plan(options: argparse.Namespace, console: Console) -> None:
-    times = _times(options)
     more_stages = _stage_counts(options.scale)
-    runs = compare(options.stages, options.microbatches, times, lag=options.lag)
-    console.print(_table(runs))
+    premises = _given(options) if options.config is None else _measured(options, console)
+    runs = compare(premises.num_stages, premises.num_microbatches, premises.times, lag=premises.lag)
+    console.print(_table(runs, premises.microbatch_bytes))
     rows = [row_of(run) for run in runs]
     if more_stages:
-        same, grown = _scaled(options, times, more_stages)
+        same, grown = _scaled(premises, more_stages)
         console.print(_scale_table("same M", same), _scale_table("same M/S", grown))
         console.print("\n".join(f"- {assumption}" for assumption in ASSUMPTIONS), highlight=False, soft_wrap=True)
         rows += [row for batch in (same, grown) for row in batch if row not in rows]
@@ -70,15 +91,51 @@ def _plan(options: argparse.Namespace, console: Console) -> None:
             console.print(f"drawn: {path}", highlight=False, soft_wrap=True)
 
 
-def _times(options: argparse.Namespace) -> Times:
-    forward, transfer = options.forward_ms, options.comm_ms
-    parts = options.backward_ms.split(",") if options.backward_ms is not None else [forward, forward]
+def _given(options: argparse.Namespace) -> Premises:
+    """From the times on the command line."""
+    if options.microbatches is None:
+        raise ValueError("--microbatches is missing: give it, or a --config that says how many there are")
+    forward = "1" if options.forward_ms is None else options.forward_ms
+    backward = f"{forward},{forward}" if options.backward_ms is None else options.backward_ms
+    interface = "0" if options.interface_ms is None else options.interface_ms
+    times = _times(forward, backward, options.comm_ms, interface)
+    lag = DEFAULT_LAG if options.lag is None else options.lag
+    return Premises(options.stages, options.microbatches, lag, times)
+
+
+def _measured(options: argparse.Namespace, console: Console) -> Premises:
+    """From the model of a config, measured here; shows what was measured."""
+    for name in MEASURED:
+        if getattr(options, name) is not None:
+            flag = f"--{name.replace('_', '-')}"
+            raise ValueError(f"{flag} and --config: a config's model is measured instead; leave one of the two out")
+    sys.path.append(os.getcwd())  # so that model.factory is found where the user stands, as by launch/train.py
+    config = load_config(options.config[0], options.config[1:])
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    measurement = measure(config, options.stages, device, console)
+    _show(measurement, console)
+    slowest, pipeline = measurement.slowest, config.pipeline
+    # to the microsecond: what is finer is noise, and the simulation counts in the finest digit
+    forward, backward, interface = (
+        f"{time_ms:.3f}" for time_ms in (slowest.forward_ms, slowest.backward_ms, measurement.interface_ms)
+    )
+    return Premises(
+        num_stages=options.stages,
+        num_microbatches=pipeline.num_microbatches if options.microbatches is None else options.microbatches,
+        lag=pipeline.lag if options.lag is None else options.lag,
+        times=_times(forward, backward, options.comm_ms, interface),
+        microbatch_bytes=max(stage.saved_bytes for stage in measurement.stages),
+    )
+
+
+def _times(forward: str, backward: str, transfer: str, interface: str) -> Times:
+    parts = backward.split(",")
     if len(parts) > 2:
-        raise ValueError(f"--backward-ms is B or B,W in milliseconds, got {options.backward_ms!r}")
+        raise ValueError(f"--backward-ms is B or B,W in milliseconds, got {backward!r}")
     if len(parts) == 2:
-        return Times.ms(forward, parts[0], parts[1], transfer)
+        return Times.ms(forward, parts[0], parts[1], transfer, interface)
     half = Times.ms(forward, parts[0], 0, transfer).backward / 2
-    return Times.ms(forward, half, half, transfer)
+    return Times.ms(forward, half, half, transfer, interface)
 
 
 def _stage_counts(text: str | None) -> list[int]:
@@ -91,31 +148,61 @@ def _stage_counts(text: str | None) -> list[int]:
     return counts
 
 
-def _scaled(options: argparse.Namespace, times: Times, more_stages: Sequence[int]) -> tuple[list[Row], list[Row]]:
+def _scaled(premises: Premises, more_stages: Sequence[int]) -> tuple[list[Row], list[Row]]:
     """The rows with the same microbatches, and with as many per stage as now."""
     same, grown = [], []
     for stages in more_stages:
-        same += scale(stages, options.microbatches, times, lag=options.lag)
-        microbatches = max(round(Fraction(options.microbatches * stages, options.stages)), 1)
-        grown += scale(stages, microbatches, times, lag=options.lag)
+        same += scale(stages, premises.num_microbatches, premises.times, lag=premises.lag)
+        microbatches = max(round(Fraction(premises.num_microbatches * stages, premises.num_stages)), 1)
+        grown += scale(stages, microbatches, premises.times, lag=premises.lag)
     return same, grown
 
 
-def _table(runs: Sequence[Run]) -> Table:
+def _show(measurement: Measurement, console: Console) -> None:
+    """What was measured, and what the plan makes of it."""
+    sequences, length = measurement.microbatch
+    console.print(f"measured on {measurement.where}; a microbatch of {sequences} x {length} bytes", highlight=False)
+    console.print(_cost_table("layer", measurement.layers), _cost_table("stage", measurement.stages))
+    predicted = "nothing is predicted"
+    if measurement.interface is not None:
+        predicted = f"P is what {measurement.interface} takes at the cut where it takes longest"
+    console.print(
+        f"Planned as if every stage took as long as the slowest, {measurement.slowest.name}, with B and W half of its "
+        f"backward each, and kept as much as the fullest; {predicted}.",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+def _cost_table(what: str, costs: Sequence[LayerCost]) -> Table:
+    table = Table()
+    table.add_column(what)
+    for heading in ("forward ms", "backward ms", "parameters MB", "saved MB"):
+        table.add_column(heading, justify="right")
+    for cost in costs:
+        numbers = (cost.forward_ms, cost.backward_ms, cost.parameter_bytes / 1e6, cost.saved_bytes / 1e6)
+        table.add_row(cost.name, *(f"{number:.3f}" for number in numbers))
+    return table
+
+
+def _table(runs: Sequence[Run], microbatch_bytes: int | None) -> Table:
     times, schedule = runs[0].times, runs[0].schedule
-    cost = f"F {_ms(times.forward)}, B {_ms(times.backward)}, W {_ms(times.weight)}, transfer {_ms(times.transfer)} ms"
+    compute = f"F {_ms(times.forward)}, B {_ms(times.backward)}, W {_ms(times.weight)}"
+    cost = f"{compute}, transfer {_ms(times.transfer)}, P {_ms(times.interface)} ms"
     table = Table(title=f"{schedule.num_stages} stages, {schedule.num_microbatches} microbatches; {cost}")
     table.add_column("schedule")
+    unit = "microbatches of one stage" if microbatch_bytes is None else "MB"
     table.caption = (
-        "memory: activations in microbatches of one stage, on the fullest stage and on all; old weights (stale) and "
-        "predictors come on top"
+        f"memory: activations in {unit}, on the fullest stage and on all; old weights (stale) and predictors come on "
+        "top"
     )
     for heading in ("bubble", "step ms", "peak in flight", "memory", "memory, all"):
         table.add_column(heading, justify="right")
     for run in runs:
-        row, memory = row_of(run), activation_bytes(run.schedule, 1)
-        numbers = (f"{row.bubble:.2%}", f"{row.step_ms:.4g}", row.peak_in_flight, max(memory), sum(memory))
-        table.add_row(row.schedule, *map(str, numbers))
+        row, memory = row_of(run), activation_bytes(run.schedule, microbatch_bytes or 1)
+        sizes = (max(memory), sum(memory))
+        shown = map(str, sizes) if microbatch_bytes is None else (f"{size / 1e6:.1f}" for size in sizes)
+        table.add_row(row.schedule, f"{row.bubble:.2%}", f"{row.step_ms:.4g}", str(row.peak_in_flight), *shown)
     return table
 
 

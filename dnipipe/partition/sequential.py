@@ -37,7 +37,7 @@ def split_sequential(
         raise TypeError(
             f"split_sequential() splits an nn.Sequential, got {type(model).__name__}: wrap its layers in one"
         )
-    layers = _named_layers(model)
+    layers = named_layers(model)
     costs = [_default_cost(layer) for _, layer in layers] if weights is None else list(weights)
     if len(costs) != len(layers):
         raise ValueError(
@@ -88,7 +88,8 @@ def _best_cut(dearest: Sequence[float], total: Sequence[float], first: int, end:
     return cut
 
 
-def _named_layers(model: nn.Sequential) -> list[tuple[str, nn.Module]]:
+def named_layers(model: nn.Sequential) -> list[tuple[str, nn.Module]]:
+    """The layers in their row, each as often as it stands there."""
     # not named_children(): it passes over a layer that stands in the row a second time, such as one shared ReLU
     modules = model.named_modules(remove_duplicate=False)
     return [(name, module) for name, module in modules if name and "." not in name]

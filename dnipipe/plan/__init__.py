@@ -14,6 +14,11 @@ from .action import Op as Op
 from .action import Schedule as Schedule
 from .action import ScheduleError as ScheduleError
 from .check import check as check
+from .compare import ASSUMPTIONS as ASSUMPTIONS
+from .compare import Row as Row
+from .compare import compare as compare
+from .compare import row_of as row_of
+from .compare import scale as scale
 from .memory import activation_bytes as activation_bytes
 from .memory import peak_in_flight as peak_in_flight
 from .simulate import Run as Run

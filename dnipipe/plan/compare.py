@@ -12,11 +12,13 @@ from .simulate import Run, Times, simulate
 from .theory import stale_step_ms, synthetic_step_ms
 
 STALE_TIGHT = f"{dni.STALE}, tight"
+MAX_DOUBLINGS = 6
 
 ASSUMPTIONS = (
     "Every stage takes the same F, B, W and C as given: a larger cluster runs a deeper model, layers per stage alike.",
     "The slowest link sets C; neighbours have it to themselves, and transfers run beside the computation.",
-    "Optimizer step, predictors, data parallelism, stragglers and failures cost nothing here.",
+    "Predicting gradients and learning to takes P a microbatch on all stages but the last, in DNI synthetic alone.",
+    "Optimizer step, data parallelism, stragglers and failures cost nothing here.",
     "'same M': the global batch stays as it is. 'same M/S': it grows with the stages, which changes the training.",
     "GPipe, 1F1B, ZB-H1 and DNI wait are simulated at full size; the steady step of the others is a formula.",
     "Says nothing of how well a model learns: the more stages, the later or the more predicted its gradients.",
@@ -44,19 +46,29 @@ def flushing(num_stages: int, num_microbatches: int) -> list[Schedule]:
     return [build(num_stages, num_microbatches) for build in builders]
 
 
-def running_on(num_stages: int, num_microbatches: int, lag: int) -> list[Schedule]:
-    """The schedules that go from step to step without a flush."""
+def running_on(num_stages: int, num_microbatches: int, lag: int) -> list[Callable[[int | None], Schedule]]:
+    """The schedules that go from step to step without a flush, for any number of steps; None: their own."""
     return [
-        dni.synthetic(num_stages, num_microbatches, lag=lag),
-        replace(dni.stale(num_stages, num_microbatches), name=STALE_TIGHT),
-        dni.stale(num_stages, num_microbatches, slack=num_stages),
+        lambda num_steps: dni.synthetic(num_stages, num_microbatches, lag=lag, num_steps=num_steps),
+        lambda num_steps: replace(dni.stale(num_stages, num_microbatches, num_steps=num_steps), name=STALE_TIGHT),
+        lambda num_steps: dni.stale(num_stages, num_microbatches, slack=num_stages, num_steps=num_steps),
     ]
 
 
 def compare(num_stages: int, num_microbatches: int, times: Times, *, lag: int = dni.DEFAULT_LAG) -> list[Run]:
     """Simulates every schedule."""
-    schedules = flushing(num_stages, num_microbatches) + running_on(num_stages, num_microbatches, lag)
-    return [simulate(schedule, times) for schedule in schedules]
+    runs = [simulate(schedule, times) for schedule in flushing(num_stages, num_microbatches)]
+    return runs + [_steady(build, times) for build in running_on(num_stages, num_microbatches, lag)]
+
+
+def _steady(build: Callable[[int | None], Schedule], times: Times) -> Run:
+    """Simulates for as long as it takes: of two circles of waits that are nearly as long the longer shows late."""
+    run = simulate(build(None), times)
+    for _ in range(MAX_DOUBLINGS):
+        if run.is_steady:
+            break
+        run = simulate(build(2 * run.schedule.num_steps), times)
+    return run
 
 
 def row_of(run: Run) -> Row:

@@ -3,18 +3,21 @@
     start = max(end of the stage's previous action, arrival of each awaited message)
     arrival = end of the last action whose result the message carries + transfer
 
+Where a stage predicts its gradient, it is busy with that after each backward, for as long as times.interface says.
+
 Source of the cost: Zero Bubble Pipeline Parallelism, Qi et al. 2023: cost = the largest time that any stage takes from
 its first start to its last end; bubble = (cost - M (F + B + W)) / cost. Transfers cost time, not compute: they run
-beside it. Stages are alike; optimizer, predictors and loss cost nothing. Times are counted in whole ticks, so results
-are exact fractions.
+beside it. Prediction takes its time from a stage and is no work of the model: it counts as bubble. Stages are alike;
+optimizer and loss cost nothing. Times are counted in whole ticks, so results are exact fractions.
 """
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from fractions import Fraction
+from functools import cached_property
 from math import lcm
 
 from .action import Action, Op, Schedule, ScheduleError
@@ -26,37 +29,44 @@ class Times:
     """Milliseconds per microbatch on one stage; ms() makes them from any numbers.
 
     Fields: forward F, backward B (gradient of the input), weight W (gradient of the weights), transfer C (one message
-            between neighbours). A backward that is not split takes B + W.
+            between neighbours), interface P (predicting a gradient and learning from the true one). A backward that is
+            not split takes B + W.
     """
 
     forward: Fraction
     backward: Fraction
     weight: Fraction
     transfer: Fraction
+    interface: Fraction = Fraction(0)
 
     def __post_init__(self) -> None:
-        for name in ("forward", "backward", "weight", "transfer"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} must be at least 0 ms, got {float(getattr(self, name)):g}")
+        for each in fields(self):
+            if getattr(self, each.name) < 0:
+                raise ValueError(f"{each.name} must be at least 0 ms, got {float(getattr(self, each.name)):g}")
         if self.compute == 0:
             raise ValueError("forward, backward and weight are all 0 ms: at least one must take time")
 
     @classmethod
-    def ms(cls, forward: object, backward: object, weight: object, transfer: object = 0) -> Times:
+    def ms(
+        cls, forward: object, backward: object, weight: object, transfer: object = 0, interface: object = 0
+    ) -> Times:
         """From numbers or their texts, taken as they are written: 0.1 is a tenth. Raises: ValueError."""
-        named = {"forward": forward, "backward": backward, "weight": weight, "transfer": transfer}
-        return cls(**{name: _exact(name, value) for name, value in named.items()})
+        given = (forward, backward, weight, transfer, interface)
+        return cls(*(_exact(each.name, value) for each, value in zip(fields(cls), given, strict=True)))
 
     @property
     def compute(self) -> Fraction:
-        """F + B + W."""
+        """F + B + W: what the model itself needs."""
         return self.forward + self.backward + self.weight
 
     @property
     def tick_ms(self) -> Fraction:
-        """The longest time of which all four are whole multiples."""
-        times = (self.forward, self.backward, self.weight, self.transfer)
-        return Fraction(1, lcm(*(time.denominator for time in times)))
+        """The longest time of which all of them are whole multiples."""
+        return Fraction(1, lcm(*(getattr(self, each.name).denominator for each in fields(self))))
+
+    def predicting(self, schedule: Schedule, stage: int) -> Fraction:
+        """What a stage adds to each backward: P where it predicts the gradient, as the last stage never does."""
+        return self.interface if schedule.synthetic and stage < schedule.num_stages - 1 else Fraction(0)
 
 
 def _exact(name: str, value: object) -> Fraction:
@@ -93,13 +103,29 @@ class Run:
     @property
     def step_ms(self) -> Fraction:
         """The cost of one step on the slowest stage; of a schedule that runs on, that of a step in its steady state."""
-        if self.schedule.num_steps > 1:
-            ticks = max(self._steady_ticks(stage) for stage in range(self.schedule.num_stages))
-        else:
-            ticks = Fraction(max(ends[-1] - starts[0] for starts, ends in zip(self.starts, self.ends, strict=True)))
-        return ticks * self.times.tick_ms
+        if self.schedule.num_steps == 1:
+            return max(map(self._cost_ms, range(self.schedule.num_stages)))
+        if not self.is_steady:
+            raise ValueError(
+                f"{self.schedule.name}: stage {self._steady.index(None)} is not steady after "
+                f"{self.schedule.total_microbatches} microbatches: raise num_steps, now {self.schedule.num_steps}"
+            )
+        return max(ticks for ticks in self._steady if ticks is not None) * self.times.tick_ms
 
-    def _steady_ticks(self, stage: int) -> Fraction:
+    @property
+    def is_steady(self) -> bool:
+        """Whether it is long enough to show what a step costs."""
+        return self.schedule.num_steps == 1 or None not in self._steady
+
+    @cached_property
+    def _steady(self) -> list[Fraction | None]:
+        return [self._steady_ticks(stage) for stage in range(self.schedule.num_stages)]
+
+    def _cost_ms(self, stage: int) -> Fraction:
+        ticks = self.ends[stage][-1] - self.starts[stage][0]
+        return ticks * self.times.tick_ms + self.times.predicting(self.schedule, stage)
+
+    def _steady_ticks(self, stage: int) -> Fraction | None:
         """Ticks per step, once the same pattern repeats: p microbatches later, every forward ends d ticks later."""
         schedule = self.schedule
         pairs = zip(schedule.stages[stage], self.ends[stage], strict=True)
@@ -111,10 +137,7 @@ class Run:
             later = ends[-1] - ends[-1 - period]
             if all(ends[-k] - ends[-k - period] == later for k in range(2, seen + 1)):
                 return Fraction(later * schedule.num_microbatches, period)
-        raise ValueError(
-            f"{schedule.name}: stage {stage} is not steady after {len(ends)} microbatches: raise num_steps, now "
-            f"{schedule.num_steps}"
-        )
+        return None
 
     @property
     def bubble(self) -> Fraction:
@@ -146,6 +169,8 @@ class _Clock:
         self._forward, self._backward, self._weight, self._transfer = (
             int(time / times.tick_ms) for time in (times.forward, backward, times.weight, times.transfer)
         )
+        self._predicting = [int(times.predicting(schedule, stage) / times.tick_ms) for stage in stages]
+        self._free = [0 for _ in stages]
         self.starts: list[list[int]] = [[] for _ in stages]
         self.ends: list[list[int]] = [[] for _ in stages]
         self._forward_ends: list[dict[int, int]] = [{} for _ in stages]
@@ -156,7 +181,7 @@ class _Clock:
         actions, starts, ends = self.schedule.stages[stage], self.starts[stage], self.ends[stage]
         before = len(ends)
         while len(ends) < len(actions):
-            action, start = actions[len(ends)], ends[-1] if ends else 0
+            action, start = actions[len(ends)], self._free[stage]
             for message in awaited(self.schedule, action):
                 arrival = self._arrival(message)
                 if arrival is None:
@@ -167,12 +192,16 @@ class _Clock:
         return len(ends) > before
 
     def _run(self, action: Action, start: int) -> int:
-        """Notes when an action ends."""
-        if action.op is Op.WEIGHT:
-            return start + self._weight
-        forward = action.op is Op.FORWARD
-        end = start + (self._forward if forward else self._backward)
-        (self._forward_ends if forward else self._backward_ends)[action.stage][action.microbatch] = end
+        """Notes when an action ends, and when its stage is free again."""
+        stage, op, microbatch = action
+        if op is Op.FORWARD:
+            end = free = self._forward_ends[stage][microbatch] = start + self._forward
+        elif op is Op.BACKWARD:
+            end = self._backward_ends[stage][microbatch] = start + self._backward
+            free = end + self._predicting[stage]
+        else:
+            end = free = start + self._weight
+        self._free[stage] = free
         return end
 
     def _arrival(self, message: Message) -> int | None:

@@ -1,10 +1,11 @@
 """What a step costs by formula, where there is one: no simulation, any number of stages.
 
-T = F + B + W, C a transfer, M microbatches, S stages:
+T = F + B + W, C a transfer, P prediction, M microbatches, S stages:
 
     GPipe, 1F1B     bubble (S - 1) / (M + S - 1) where C = 0
-    DNI synthetic   step M max(T, F + C, (T + C) / lag): the stage itself; its wait for each exchange; a round to its
-                    neighbour and back, in which it may lead by `lag`. No further stage matters
+    DNI synthetic   step M max(T + P, F + C, (T + C) / lag): the stage itself; its wait for each exchange, beside which
+                    it predicts; a round to its neighbour and back, in which it may lead by `lag`. No further stage
+                    matters, and one stage alone predicts nothing: M T
     DNI stale       step M max(T, ((h + 1) T + 2 h C) / (n(i) - n(i+h) + 1)) over all stages i and distances h: a
                     microbatch goes h stages down and back up while n(i) - n(i+h) + 1 others may pass, n in flight
 
@@ -29,7 +30,7 @@ def synthetic_step_ms(num_stages: int, num_microbatches: int, times: Times, *, l
     if num_stages == 1:
         return num_microbatches * times.compute
     round_trip = (times.compute + times.transfer) / lag
-    return num_microbatches * max(times.compute, times.forward + times.transfer, round_trip)
+    return num_microbatches * max(times.compute + times.interface, times.forward + times.transfer, round_trip)
 
 
 def stale_step_ms(num_stages: int, num_microbatches: int, times: Times, *, slack: int) -> Fraction:

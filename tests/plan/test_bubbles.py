@@ -4,7 +4,19 @@ from fractions import Fraction
 
 import pytest
 
-from dnipipe.plan import Times, activation_bytes, dni, gpipe, one_f_one_b, peak_in_flight, simulate, theory, zb_h1
+import dnipipe
+from dnipipe.plan import (
+    Times,
+    activation_bytes,
+    compare,
+    dni,
+    gpipe,
+    one_f_one_b,
+    peak_in_flight,
+    simulate,
+    theory,
+    zb_h1,
+)
 
 COUNTS = [(stages, microbatches) for stages in (1, 2, 3, 4, 5, 8, 13) for microbatches in (1, 2, 3, 7, 8, 20)]
 UNEVEN = Times.ms("1.3", "0.7", "2.1")
@@ -76,10 +88,63 @@ def test_steps_that_run_on_cost_what_the_formula_says(num_stages, num_microbatch
         assert run.step_ms == theory.stale_step_ms(num_stages, num_microbatches, times, slack=slack)
 
 
+@pytest.mark.parametrize("interface", ["0.5", 2, 7, 40])
+@pytest.mark.parametrize("transfer", [0, 1, 5, 9, 20, 50])
+@pytest.mark.parametrize("num_stages, num_microbatches", [(1, 2), (2, 3), (3, 1), (4, 8), (6, 5)])
+def test_prediction_costs_what_the_formula_says(num_stages, num_microbatches, transfer, interface):
+    times = Times.ms(3, 4, 3, transfer, interface)
+    for lag in (1, 2, 5):
+        run = simulate(dni.synthetic(num_stages, num_microbatches, lag=lag), times)
+        assert run.step_ms == theory.synthetic_step_ms(num_stages, num_microbatches, times, lag=lag)
+
+
+@pytest.mark.parametrize("num_stages, num_microbatches", [(2, 1), (4, 8), (6, 5)])
+def test_prediction_is_bubble_and_no_work(num_stages, num_microbatches):
+    times = Times.ms(3, 4, 3, 0, "2.5")
+    run = simulate(dni.synthetic(num_stages, num_microbatches), times)
+    assert times.compute == 10
+    assert run.bubble == Fraction("2.5") / Fraction("12.5")
+    assert [_after_backwards(run, stage) for stage in range(num_stages - 1)] == [{Fraction("2.5")}] * (num_stages - 1)
+
+
+def _after_backwards(run, stage):
+    """How long a stage computes nothing after each of its backwards, once the pipeline is full."""
+    spans = list(run.spans(stage))[-2 * run.schedule.num_stages - 1 :]
+    pairs = zip(spans, spans[1:], strict=False)
+    return {later.start_ms - span.end_ms for span, later in pairs if span.action.op.value == "B"}
+
+
+def test_the_last_prediction_is_part_of_a_single_step():
+    """Stage 0 is done at 10 + 5 + 10 + 5. The last stage begins at 3, has activation 1 at 18, and predicts nothing."""
+    run = simulate(dni.synthetic(2, 2, lag=2, num_steps=1), Times.ms(3, 4, 3, 0, 5))
+    assert (run.step_ms, run.bubble) == (30, Fraction(1, 3))
+    assert [list(run.spans(stage))[-1].end_ms for stage in range(2)] == [25, 28]
+
+
+@pytest.mark.parametrize("build", [gpipe.build, one_f_one_b.build, zb_h1.build, dni.wait, dni.stale])
+def test_schedules_that_wait_for_true_gradients_predict_nothing(build):
+    schedule = build(3, 4)
+    assert simulate(schedule, Times.ms(3, 4, 3, 1, 9)).step_ms == simulate(schedule, Times.ms(3, 4, 3, 1)).step_ms
+
+
+def test_a_comparison_runs_for_as_long_as_it_takes_to_be_steady():
+    """Here (T + C) / lag is 10.6 and T + P is 10.4: stage 1 slows stage 0 only once the lead of that is used up."""
+    times, own_length = Times.ms("3.6", "3.5", "3.1", "0.4", "0.2"), dni.synthetic(2, 6, lag=1)
+    assert not simulate(own_length, times).is_steady
+    (run,) = (run for run in compare(2, 6, times, lag=1) if run.schedule.name == dni.SYNTHETIC)
+    assert run.step_ms == theory.synthetic_step_ms(2, 6, times, lag=1) == 6 * Fraction("10.6")
+    assert run.schedule.num_steps > own_length.num_steps
+
+
 @pytest.mark.parametrize("transfer", [0, 1, 5])
 def test_gpipe_pays_each_boundary_twice(transfer):
     times = Times.ms(2, 3, 1, transfer)
     assert simulate(gpipe.build(4, 6), times).step_ms == (6 + 3) * 6 + 2 * 3 * transfer
+
+
+def test_the_face_shows_the_planner():
+    runs = dnipipe.plan.compare(2, 4, dnipipe.plan.Times.ms(1, 1, 1))
+    assert [dnipipe.plan.row_of(run) for run in runs] == dnipipe.plan.scale(2, 4, dnipipe.plan.Times.ms(1, 1, 1))
 
 
 def test_more_steps_change_no_steady_state():
@@ -110,6 +175,8 @@ def test_actions_of_a_stage_follow_each_other_and_take_their_time():
         ((1, float("nan"), 1), "backward must be a finite number"),
         ((1, 1, float("inf")), "weight must be a finite number"),
         ((1, 1, 1, -0.5), "transfer must be at least 0 ms, got -0.5"),
+        ((1, 1, 1, 0, -2), "interface must be at least 0 ms, got -2"),
+        ((1, 1, 1, 0, "?"), "interface must be a finite number of milliseconds, got '?'"),
         ((0, 0, 0), "at least one must take time"),
     ],
 )
