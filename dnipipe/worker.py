@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import math
-from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -17,6 +16,7 @@ from torch.distributed.pipelining.schedules import get_schedule_class
 
 from .config import Config, ModelConfig, ScheduleName
 from .data import ByteCorpus
+from .observe.chunks import waits_between, watch_chunks
 from .observe.trace import Span, Trace
 from .partition.sequential import split_sequential
 from .schedule import ScheduleDNI
@@ -68,7 +68,7 @@ class Worker:
     def _make_schedule(self, name: ScheduleName) -> Any:
         pipeline = self.config.pipeline
         if name != "DNI":
-            _trace_chunks(self.stage, self.trace)
+            watch_chunks([self.stage], self.trace)
             return get_schedule_class(name)(self.stage, pipeline.num_microbatches, loss_fn=byte_loss)
         return ScheduleDNI(
             self.stage,
@@ -161,27 +161,3 @@ class Worker:
 
     def _fed(self, input_BT: Tensor) -> list[Tensor]:
         return [input_BT] if self.stage.is_first else []
-
-
-def waits_between(spans: Sequence[Span]) -> list[Span]:
-    """A span named "wait" for each gap between two spans of one rank, given in order of their start."""
-    return [
-        Span("wait", before.rank, before.stage, None, before.end_s, after.start_s)
-        for before, after in zip(spans, spans[1:], strict=False)
-        if after.start_s > before.end_s
-    ]
-
-
-def _trace_chunks(stage: PipelineStage, trace: Trace) -> None:
-    """Lets a stage that a schedule of torch drives say when it works."""
-    for name in ("forward", "backward"):
-        method = f"{name}_one_chunk"
-        setattr(stage, method, _traced(getattr(stage, method), name, trace))
-
-
-def _traced(chunk: Callable[..., Any], name: str, trace: Trace) -> Callable[..., Any]:
-    def run(microbatch: int, *args: Any, **kwargs: Any) -> Any:
-        with trace.span(name, microbatch=microbatch):
-            return chunk(microbatch, *args, **kwargs)
-
-    return run

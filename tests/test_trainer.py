@@ -15,9 +15,10 @@ import torch.nn.functional as F
 from dnipipe.checkpoint import load_checkpoint
 from dnipipe.config import load_config
 from dnipipe.data import byte_corpus, stdlib_sources
+from dnipipe.observe.chunks import waits_between
 from dnipipe.observe.trace import Span
 from dnipipe.trainer import Trainer, pauses
-from dnipipe.worker import Worker, waits_between
+from dnipipe.worker import Worker
 from launch.gpt import byte_gpt
 from tests.ranks import run_ranks
 
