@@ -1,0 +1,1 @@
+"""What dnipipe is measured with, and what it was measured against."""

@@ -1,0 +1,146 @@
+"""The schedules that compete, each as one rank sees it: its stages, its optimizer, one training step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.pipelining import PipelineStage
+from torch.distributed.pipelining.schedules import PipelineScheduleMulti, get_schedule_class
+
+from benchmarks.workload import Workload, make_optimizer, token_loss
+from dnipipe import ScheduleDNI
+from dnipipe.observe.chunks import Held, watch_chunks
+from dnipipe.observe.trace import Trace
+
+TORCH_SCHEDULES = ("GPipe", "1F1B", "Interleaved1F1B", "InterleavedZeroBubble", "ZBVZeroBubble")
+INTERFACES = ("linear", "local_head", "transformer")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """Who competes. interface, transport: of DNI; None for torch's own schedules."""
+
+    schedule: str
+    interface: str | None = None
+    transport: str | None = None
+
+    @property
+    def title(self) -> str:
+        transport = self.transport if self.transport == "direct" else None
+        return " ".join(part for part in (self.schedule, self.interface, transport) if part)
+
+
+def entries(transports: tuple[str, ...]) -> tuple[Entry, ...]:
+    """All of them; DNI with each of its interfaces and each transport."""
+    of_dni = [Entry("DNI", interface, transport) for transport in transports for interface in INTERFACES]
+    return (*map(Entry, TORCH_SCHEDULES), *of_dni)
+
+
+class Parts:
+    """This rank's stages of the model, cut in one way, and their optimizer: shared by the schedules that cut alike.
+
+    Args: indices: which of num_chunks parts this rank has.
+    """
+
+    def __init__(self, workload: Workload, indices: list[int], num_chunks: int, device: torch.device) -> None:
+        self.indices, self.num_chunks, self.device = indices, num_chunks, device
+        self.modules: list[nn.Sequential] = workload.chunks(indices, num_chunks, device)
+        self.optimizer = make_optimizer(self.modules, device)
+
+    @property
+    def num_bytes(self) -> int:
+        """Of parameters and optimizer states."""
+        parameters = [each for module in self.modules for each in module.parameters()]
+        states = [each for state in self.optimizer.state.values() for each in state.values()]
+        return sum(each.nbytes for each in [*parameters, *states] if isinstance(each, Tensor))
+
+    def update(self) -> None:
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+
+
+def chunks_of(schedule: str, rank: int, num_ranks: int) -> tuple[list[int], int]:
+    """Which parts of the model a schedule wants on a rank, and how many there are."""
+    if schedule == "DNI" or not issubclass(get_schedule_class(schedule), PipelineScheduleMulti):
+        return [rank], num_ranks
+    if schedule == "ZBVZeroBubble":  # down one side of the V, up the other
+        return [rank, 2 * num_ranks - 1 - rank], 2 * num_ranks
+    return [rank, num_ranks + rank], 2 * num_ranks
+
+
+class Contestant:
+    """One schedule on this rank.
+
+    Args:   post_ahead: as of ScheduleDNI.
+    Fields: trace: what it does when, if enabled. held: the microbatches whose graphs it holds.
+    Raises: ValueError: torch refuses the schedule for so many microbatches or stages.
+    """
+
+    def __init__(self, entry: Entry, workload: Workload, parts: Parts, num_microbatches: int, post_ahead: bool) -> None:
+        self.entry, self.parts, device = entry, parts, parts.device
+        rank = dist.get_rank()
+        stages = [
+            PipelineStage(module, index, parts.num_chunks, device)
+            for module, index in zip(parts.modules, parts.indices, strict=True)
+        ]
+        self.trace = Trace(rank, rank, device, enabled=False)
+        self.schedule = self._make(stages, workload, num_microbatches, post_ahead)
+        # our own schedule records its spans itself
+        quiet = Trace(rank, rank, device, enabled=False)
+        self.held: Held = watch_chunks(stages, quiet if entry.schedule == "DNI" else self.trace)
+        tokens = workload.batch(num_microbatches, device)
+        self._args = (tokens,) if any(stage.is_first for stage in stages) else ()
+        # the predictors of DNI are told the label
+        needs_target = entry.schedule == "DNI" or any(stage.is_last for stage in stages)
+        self._kwargs: dict[str, Any] = {"target": tokens} if needs_target else {}
+
+    def _make(self, stages: list[PipelineStage], workload: Workload, num_microbatches: int, post_ahead: bool) -> Any:
+        entry = self.entry
+        if entry.schedule == "DNI":
+            assert entry.transport is not None
+            return ScheduleDNI(
+                stages[0],
+                num_microbatches,
+                loss_fn=token_loss,
+                interface=entry.interface,
+                interface_optimizer=_interface_optimizer(self.parts.device),
+                policy="synthetic",
+                check_every_steps=0,
+                trace=self.trace,
+                num_classes=workload.vocab_size,
+                transport=entry.transport,
+                post_ahead=True if post_ahead else None,
+            )
+        schedule_class = get_schedule_class(entry.schedule)
+        several = issubclass(schedule_class, PipelineScheduleMulti)
+        return schedule_class(stages if several else stages[0], num_microbatches, loss_fn=token_loss)
+
+    def step(self) -> None:
+        self.schedule.step(*self._args, **self._kwargs, return_outputs=False)
+        with self.trace.span("optimizer"):
+            self.parts.update()
+
+    def settle(self) -> None:
+        """Nothing of this schedule is left on the device or on the wire."""
+        if isinstance(self.schedule, ScheduleDNI):
+            self.schedule.flush()
+        if self.parts.device.type == "cuda":
+            torch.cuda.synchronize(self.parts.device)
+
+
+def _interface_optimizer(device: torch.device) -> Callable[[Any], torch.optim.Optimizer]:
+    def make(parameters: Any) -> torch.optim.Optimizer:
+        return torch.optim.Adam(parameters, lr=1e-3, fused=device.type == "cuda")
+
+    return make
+
+
+def activation_like(workload: Workload, device: torch.device) -> Tensor:
+    """What crosses a boundary for one microbatch: (B, T, D)."""
+    size = (workload.microbatch_size, workload.seq_len, workload.width)
+    return torch.randn(size, device=device).to(workload.dtype)

@@ -1,0 +1,112 @@
+"""What the same work takes without a pipeline: every rank runs its own stage on its own, all at the same time.
+
+The planner's prediction is made of the same parts: forward, backward, optimizer, and one transfer.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from benchmarks.contestants import Parts, activation_like
+from benchmarks.workload import Workload, token_loss
+from dnipipe.boundary import PairedBoundary, boundary_groups
+from dnipipe.observe.trace import Trace
+
+
+class Alone:
+    """One rank's stage with made-up neighbours. step() does what a training step does, but for what crosses."""
+
+    def __init__(self, workload: Workload, parts: Parts, num_microbatches: int) -> None:
+        self.parts, self.num_microbatches = parts, num_microbatches
+        rank = dist.get_rank()
+        self.trace = Trace(rank, rank, parts.device, enabled=False)
+        (self.module,), (index,) = parts.modules, parts.indices
+        self.is_last = index == parts.num_chunks - 1
+        self.tokens = workload.batch(1, parts.device)
+        made_up = activation_like(workload, parts.device)
+        self.input = self.tokens if index == 0 else made_up.requires_grad_()
+        self.output_grad = torch.randn_like(activation_like(workload, parts.device))
+
+    def step(self) -> None:
+        for microbatch in range(self.num_microbatches):
+            with self.trace.span("forward", microbatch=microbatch):
+                output = self.module(self.input)
+                loss = token_loss(output, self.tokens) if self.is_last else None
+            with self.trace.span("backward", microbatch=microbatch):
+                torch.autograd.backward(output if loss is None else loss, self.output_grad if loss is None else None)
+            self.input.grad = None
+        with self.trace.span("optimizer"):
+            self.parts.update()
+
+    def settle(self) -> None:
+        if self.parts.device.type == "cuda":
+            torch.cuda.synchronize(self.parts.device)
+
+
+@dataclass(frozen=True)
+class Costs:
+    """Milliseconds of the dearest stage per microbatch, of the optimizer per step, and of one transfer."""
+
+    forward_ms: float
+    backward_ms: float
+    optimizer_ms: float
+    transfer_ms: float
+
+
+def measure_costs(alone: Alone, workload: Workload, steps: int) -> Costs:
+    """Every rank must call it. The dearest stage: the one whose forward and backward together take longest."""
+    alone.trace.enabled = True
+    for _ in range(steps):
+        alone.step()
+    alone.trace.enabled = False
+    spans = alone.trace.export()
+    own = {
+        name: sum((span.end_s - span.start_s) * 1e3 for span in spans if span.name == name) / steps
+        for name in ("forward", "backward", "optimizer")
+    }
+    ranks: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(ranks, own)
+    dearest = max(ranks, key=lambda rank: rank["forward"] + rank["backward"])
+    m = alone.num_microbatches
+    transfer_ms = measure_transfer(activation_like(workload, alone.parts.device))
+    return Costs(dearest["forward"] / m, dearest["backward"] / m, dearest["optimizer"], transfer_ms)
+
+
+def measure_transfer(activation: Tensor, *, both_ways: bool = False, repeats: int = 20) -> float:
+    """Milliseconds that an activation takes to the next stage, over all boundaries at once, with nothing beside it."""
+    rank, num_ranks = dist.get_rank(), dist.get_world_size()
+    if num_ranks == 1:
+        return 0.0
+    above, below = boundary_groups(range(num_ranks), rank, None, 60.0, activation.device)
+    sides = [
+        (PairedBoundary(group, rank=rank, stage=rank, peer=peer, peer_stage=peer, timeout_s=60.0), peer > rank)
+        for group, peer in ((above, rank - 1), (below, rank + 1))
+        if group is not None
+    ]
+    received = [torch.empty_like(activation) for _ in sides]
+    seconds = []
+    for repeat in range(repeats):
+        dist.barrier()
+        start_s = time.perf_counter()
+        exchanges = []
+        for (boundary, is_upper), buffer in zip(sides, received, strict=True):
+            send = [activation] if is_upper or both_ways else []
+            receive = [buffer] if not is_upper or both_ways else []
+            exchanges.append(boundary.exchange(send, receive, microbatch=repeat))
+        for exchange in exchanges:
+            exchange.wait()
+        for boundary, _ in sides:
+            boundary.confirm()
+        if activation.is_cuda:
+            torch.cuda.synchronize(activation.device)
+        seconds.append(time.perf_counter() - start_s)
+    slowest = torch.tensor(sorted(seconds)[repeats // 2])
+    everyone: list[Any] = [None] * num_ranks
+    dist.all_gather_object(everyone, float(slowest))
+    return max(everyone) * 1e3

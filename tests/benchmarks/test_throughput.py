@@ -1,0 +1,72 @@
+"""The benchmark itself, with real processes: every schedule is measured or refused, and DNI is not the slower one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from benchmarks import throughput
+from benchmarks.rows import Row, read_rows
+
+pytestmark = pytest.mark.timeout(400)
+TINY = "--stages 2 --width 64 --seq-len 16 --blocks 2 --batch-size 4 --rounds 1 --steps 1"
+
+
+def _run(arguments: str, path: Path) -> list[Row]:
+    assert throughput.main([*arguments.split(), "--json", str(path)]) == 0
+    return read_rows(path)
+
+
+def test_every_schedule_is_measured_or_refused(tmp_path: Path) -> None:
+    rows = _run(f"{TINY} --microbatches 1,4", tmp_path / "new" / "rows.json")
+    labels = [row.label for row in rows if row.microbatches == 4]
+    assert labels == [
+        "GPipe", "1F1B", "Interleaved1F1B", "InterleavedZeroBubble", "ZBVZeroBubble",
+        "DNI linear", "DNI local_head", "DNI transformer",
+    ]  # fmt: skip
+    by_name = {(row.label, row.microbatches): row for row in rows}
+    assert by_name["1F1B", 1].refused and by_name["1F1B", 1].step_ms is None
+    assert by_name["DNI linear", 1].ratio_to_1f1b is None
+    for row in rows:
+        if row.refused is None:
+            assert row.step_ms is not None and row.tokens_per_s is not None and row.utilisation is not None
+            assert row.tokens_per_s == pytest.approx(4 * 16 / row.step_ms * 1e3)
+            assert 0 < row.utilisation and row.peak_bytes is None
+    # GPipe holds all, 1F1B as many as stages, DNI one
+    assert [by_name[name, 4].in_flight for name in ("GPipe", "1F1B", "DNI linear")] == [4, 2, 1]
+    assert [by_name[name, 4].bound for name in ("GPipe", "1F1B", "DNI linear")] == [4 / 5, 4 / 5, 1]
+    assert by_name["Interleaved1F1B", 4].bound == pytest.approx(4 / (4 + 1 / 2))
+    assert 4 / 4.5 < (by_name["ZBVZeroBubble", 4].bound or 0) <= 1
+    shares = [row.interface_cost_share for row in rows if row.schedule == "DNI"]
+    assert all(share is not None and share > 0 for share in shares)
+    assert sorted(path.name for path in (tmp_path / "new").iterdir()) == [
+        "rows-m1.png", "rows-m4.png", "rows.json", "rows.md", "rows.png",
+    ]  # fmt: skip
+
+
+def test_no_torch_schedule_is_faster_than_dni(tmp_path: Path) -> None:
+    arguments = "--stages 2 --microbatches 2 --batch-size 4 --seq-len 128 --rounds 7 --steps 2"
+    torch_s = "GPipe,1F1B,Interleaved1F1B,InterleavedZeroBubble,ZBVZeroBubble"
+    *others, dni = _run(f"{arguments} --only {torch_s},DNI:linear", tmp_path / "rows.json")
+    assert dni.tokens_per_s is not None
+    for other in others:
+        assert other.tokens_per_s is not None, other.refused
+        assert dni.tokens_per_s > 0.97 * other.tokens_per_s, other.schedule
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ("--microbatches 1,x", "--microbatches is a list of numbers such as 1,2,4, got '1,x'"),
+        ("--microbatches 3", "--batch-size 8 is no multiple of 3 microbatches"),
+        ("--blocks 0", "--blocks must be at least 1 each, got '0'"),
+        ("--only DNI:magic", "--only DNI:magic: choose of GPipe, 1F1B, "),
+        ("--rounds 0", "--rounds must be at least 1, got 0"),
+    ],
+)
+def test_what_cannot_be_is_refused_before_anything_runs(
+    arguments: str, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert throughput.main(arguments.split()) == 2
+    assert message in capsys.readouterr().err
