@@ -78,7 +78,7 @@ def measure_costs(alone: Alone, workload: Workload, steps: int) -> Costs:
     return Costs(dearest["forward"] / m, dearest["backward"] / m, dearest["optimizer"], transfer_ms)
 
 
-def measure_transfer(activation: Tensor, *, both_ways: bool = False, repeats: int = 20) -> float:
+def measure_transfer(activation: Tensor, *, repeats: int = 20) -> float:
     """Milliseconds that an activation takes to the next stage, over all boundaries at once, with nothing beside it."""
     rank, num_ranks = dist.get_rank(), dist.get_world_size()
     if num_ranks == 1:
@@ -90,23 +90,20 @@ def measure_transfer(activation: Tensor, *, both_ways: bool = False, repeats: in
         if group is not None
     ]
     received = [torch.empty_like(activation) for _ in sides]
-    seconds = []
-    for repeat in range(repeats):
-        dist.barrier()
-        start_s = time.perf_counter()
+    dist.barrier()
+    start_s = 0.0
+    for repeat in range(repeats + 1):
+        if repeat == 1:  # the first opens connections; from then on the neighbours hold each other in step
+            start_s = time.perf_counter()
         exchanges = []
         for (boundary, is_upper), buffer in zip(sides, received, strict=True):
-            send = [activation] if is_upper or both_ways else []
-            receive = [buffer] if not is_upper or both_ways else []
+            send = [activation] if is_upper else []
+            receive = [] if is_upper else [buffer]
             exchanges.append(boundary.exchange(send, receive, microbatch=repeat))
         for exchange in exchanges:
             exchange.wait()
         for boundary, _ in sides:
             boundary.confirm()
-        if activation.is_cuda:
-            torch.cuda.synchronize(activation.device)
-        seconds.append(time.perf_counter() - start_s)
-    slowest = torch.tensor(sorted(seconds)[repeats // 2])
-    everyone: list[Any] = [None] * num_ranks
-    dist.all_gather_object(everyone, float(slowest))
-    return max(everyone) * 1e3
+    ranks: list[Any] = [None] * num_ranks
+    dist.all_gather_object(ranks, (time.perf_counter() - start_s) / repeats)
+    return float(max(ranks)) * 1e3
