@@ -21,7 +21,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from .base import Boundary, BoundaryError, Exchange
+from .base import Boundary, BoundaryError, Exchange, reason_of
 from .ipc import HANDLE_BYTES, Place, address_of, copy, place_of
 from .paired import HOST_LEAD, PairedBoundary
 
@@ -72,7 +72,15 @@ class DirectBoundary(Boundary):
         self.ready = [torch.cuda.Event(interprocess=True) for _ in range(depth)]
         self.taken = [torch.cuda.Event(interprocess=True) for _ in range(depth)]
         self._probe = torch.empty(1, dtype=torch.uint8, device=device)
-        events = self._meet()
+        try:
+            events = self._meet()
+        except RuntimeError as error:
+            if isinstance(error, BoundaryError):
+                raise
+            raise RuntimeError(
+                f"rank {rank} and rank {peer} cannot copy directly between their GPUs' memories ({reason_of(error)}): "
+                f"choose transport='group'"
+            ) from error
         self.ready_of_peer, self.taken_of_peer = events[:depth], events[depth:]
 
     def _meet(self) -> list[torch.cuda.Event]:
