@@ -39,20 +39,21 @@ def test_an_overtaken_message_is_an_error_and_never_a_wrong_value() -> None:
     assert on_threads(_four, timeout_s=5.0, swap={1}) == [[0, *wrong, 3]] * 2
 
 
-def _time_four(boundary: Boundary, side: int) -> list[float]:
-    """Seconds from the first post to the end of each wait."""
+def _time_four(boundary: Boundary, side: int) -> tuple[float, list[float]]:
+    """When the first was posted and when each wait ended, by one clock for both threads."""
     start = time.perf_counter()
     exchanges = [boundary.exchange([number(n)], [number(-1)], microbatch=n) for n in range(4)]
-    seconds = []
+    ends = []
     for exchange in exchanges:
         exchange.wait()
-        seconds.append(time.perf_counter() - start)
-    return seconds
+        ends.append(time.perf_counter())
+    return start, ends
 
 
 def test_a_delayed_message_takes_at_least_its_delay() -> None:
-    for seconds in on_threads(_time_four, delay_s=lambda number: 0.2 * number):
-        assert all(took >= 0.2 * n for n, took in enumerate(seconds))
+    (upper_start, upper_ends), (lower_start, lower_ends) = on_threads(_time_four, delay_s=lambda number: 0.2 * number)
+    for sent, ends in ((lower_start, upper_ends), (upper_start, lower_ends)):
+        assert all(end - sent >= 0.2 * n for n, end in enumerate(ends))
 
 
 def test_a_message_delayed_beyond_the_timeout_is_an_error_within_the_timeout() -> None:
