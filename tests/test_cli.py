@@ -159,7 +159,7 @@ def test_a_config_is_measured_and_planned_with(tmp_path, capsys, monkeypatch):
 def test_the_slowest_stage_sets_the_times_and_the_fullest_the_memory(tmp_path, capsys, monkeypatch):
     stages = [LayerCost("a", 2.0, 4.0, 0, 3_000_000, 0), LayerCost("b", 3.0, 9.0, 0, 1_000_000, 0)]
     measured = Measurement((4, 32), "paper", stages, stages, "mlp", 1.5)
-    monkeypatch.setattr("dnipipe.cli.measure", lambda *arguments: measured)
+    monkeypatch.setattr("dnipipe.cli.plan.measure", lambda *arguments: measured)
     arguments = ["--stages", "2", "--config", QUICKSTART, *TINY, "pipeline.lag=1", "--comm-ms", "20"]
     rows = {row["schedule"]: row for row in _rows(tmp_path, *arguments)}
     shown = capsys.readouterr().out
@@ -235,3 +235,15 @@ def test_a_bad_config_ends_with_one_line_that_names_it(wrong, found, capsys):
 def test_a_config_that_is_not_there_is_named(capsys):
     assert main(["plan", "--stages", "2", "--config", "nowhere.yaml"]) == 2
     assert "nowhere.yaml" in capsys.readouterr().err
+
+
+def test_config_prints_what_is_resolved_and_what_can_be_set(capsys):
+    assert main(["config", QUICKSTART, "optim.clip=0.25"]) == 0
+    assert "clip: 0.25" in capsys.readouterr().out
+    assert main(["config", "--explain", "optim"]) == 0
+    said = capsys.readouterr().out
+    assert "optim.clip" in said and "pipeline.lag" not in said
+    assert main(["config", QUICKSTART, "optim.clup=0.25"]) == 2
+    assert "optim.clip" in capsys.readouterr().err
+    assert main(["config"]) == 2
+    assert "--explain" in capsys.readouterr().err

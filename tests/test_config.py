@@ -1,7 +1,5 @@
 """Settings come back as they were written, and whatever is wrong is refused by its full name."""
 
-import ast
-import inspect
 from dataclasses import fields
 from pathlib import Path
 from typing import get_args, get_type_hints
@@ -9,9 +7,19 @@ from typing import get_args, get_type_hints
 import pytest
 import torch
 
-import dnipipe.config
-from dnipipe.config import SECTIONS, Config, DataConfig, OptimConfig, PipelineConfig, RunConfig, load_config
+from dnipipe.config import (
+    SECTIONS,
+    Config,
+    DataConfig,
+    OptimConfig,
+    PipelineConfig,
+    RunConfig,
+    explain,
+    load_config,
+)
+from dnipipe.data import Kind, TokenDtype
 from dnipipe.interface.choose import build_interface
+from dnipipe.optim import OptimizerName, RateSchedule
 from dnipipe.schedule.policy import Policy
 
 QUICKSTART = Path(__file__).parents[1] / "launch" / "configs" / "quickstart.yaml"
@@ -97,13 +105,19 @@ def test_an_unknown_schedule_is_refused_with_the_nearest_that_exists(tmp_path):
 @pytest.mark.parametrize(
     "bad",
     [
-        "model.factory=byte_gpt", "model.factory=a:b.c", "model.factory=3", "model.options=3",
-        "data.files=a.txt", "data.files=[3]", "data.seq_len=0", "data.seq_len=1.5", "data.max_mb=0", "data.max_mb=x",
+        "model.factory=byte_gpt", "model.factory=a:b.c", "model.factory=3", "model.options=3", "model.dtype=float16",
+        "data.kind=texts", "data.kind=null", "data.files=a.txt", "data.files=[3]", "data.files=['']",
+        "data.tokenizer=a.json", "data.tokenizer=''", "data.token_dtype=int32", "data.token_dtype=uint32",
+        "data.vocab_size=300", "data.vocab_size=0", "data.seq_len=0", "data.seq_len=1.5",
+        "data.max_mb=0", "data.max_mb=x",
         "pipeline.num_microbatches=0", "pipeline.lag=0", "pipeline.lag=true", "pipeline.unlock_after_steps=-1",
         "pipeline.interface=lineer", "optim.learning_rate=0", "optim.learning_rate=.nan", "optim.learning_rate=true",
         "optim.weight_decay=-0.1", "optim.warmup_steps=-1", "optim.clip=-1", "optim.clip=.inf", "optim.clip=[1]",
+        "optim.name=SGD", "optim.betas=0.9", "optim.betas=[0.9]", "optim.betas=[0.9, 1]", "optim.betas=[-0.1, 0.9]",
+        "optim.betas=[0.9, x]", "optim.schedule=linear", "optim.final_fraction=-0.1", "optim.final_fraction=1.1",
         "run.seed=-1", "run.batch_size=0", "run.train_seconds=-1", "run.steps=-1", "run.eval_every_s=-1",
-        "run.eval_batches=0", "run.sample_bytes=-1", "run.output_dir=''", "run.output_dir=null",
+        "run.checkpoint_every_steps=-1", "run.keep_last=0", "run.resume=yes", 
+        "run.eval_batches=0", "run.sample_tokens=-1", "run.output_dir=''", "run.output_dir=null",
         "run.compare_with=DNI", "run.trace_steps=[3]", "run.trace_steps=[4, 3]", "run.trace_steps=[-1, 3]",
         "run.batch_size=15",
     ],
@@ -118,14 +132,59 @@ def test_the_least_value_of_each_range_is_taken(tmp_path):
     overrides = ["data.seq_len=1", "pipeline.num_microbatches=1", "pipeline.lag=1", "pipeline.unlock_after_steps=0"]
     overrides += ["optim.weight_decay=0", "optim.warmup_steps=0", "optim.clip=0", "run.seed=0", "run.batch_size=1"]
     overrides += ["run.train_seconds=0", "run.steps=1", "run.eval_every_s=0", "run.eval_batches=1"]
-    overrides += ["run.sample_bytes=0", "run.trace_steps=[0, 1]"]
+    overrides += ["run.sample_tokens=0", "run.trace_steps=[0, 1]", "optim.betas=[0, 0]", "optim.final_fraction=0"]
+    overrides += ["optim.schedule=cosine"]
     assert _load(tmp_path, "", *overrides).run.steps == 1
+
+
+@pytest.mark.parametrize(
+    ("overrides", "refusal"),
+    [
+        (["kind=text", "files=[a]"], "data.tokenizer = None: it must be a path where data.kind is text"),
+        (["kind=text", "tokenizer=t"], r"data.files = \[\]: it must be at least one path where data.kind is text"),
+        (["kind=tokens"], r"data.files = \[\]: it must be at least one path where data.kind is tokens"),
+        (["tokenizer=t"], "data.tokenizer = 't': it must be null where data.kind is bytes"),
+        (["vocab_size=300"], "data.vocab_size = 300: it must be null where data.kind is bytes: there are 256 bytes"),
+        (["kind=tokens", "files=[a]", "vocab_size=0"], "data.vocab_size = 0: it must be at least 1, or null"),
+        (["kind=text", "files=[a]", "tokenizer=t", "token_dtype=uint32"], "'uint32': it must be left out where"),
+    ],
+)
+def test_settings_of_one_kind_of_data_are_refused_for_another(tmp_path, overrides, refusal):
+    with pytest.raises(ValueError, match=refusal):
+        _load(tmp_path, "", *(f"data.{each}" for each in overrides))
+
+
+def test_each_kind_of_data_takes_its_own_settings(tmp_path):
+    _load(tmp_path, "data: {kind: text, files: [a], tokenizer: t, vocab_size: 300}")
+    tokens = "data: {kind: tokens, files: [a], token_dtype: uint32, vocab_size: 70000}"
+    data = _load(tmp_path, tokens, "run.sample_tokens=0").data
+    with pytest.raises(ValueError, match="run.sample_tokens = 200: data.tokenizer makes text of tokens"):
+        _load(tmp_path, tokens)
+    assert (data.kind, data.token_dtype, data.vocab_size, data.tokenizer) == ("tokens", "uint32", 70000, None)
+
+
+def test_the_kinds_of_data_that_may_be_set_are_those_that_can_be_opened():
+    hints = get_type_hints(DataConfig)
+    assert (get_args(hints["kind"]), get_args(hints["token_dtype"])) == (get_args(Kind), get_args(TokenDtype))
 
 
 def test_a_run_ends_by_time_or_by_steps_but_not_by_both(tmp_path):
     for both in (["run.train_seconds=0"], ["run.train_seconds=5", "run.steps=5"]):
         with pytest.raises(ValueError, match="run.steps.*run.train_seconds"):
             _load(tmp_path, "", *both)
+
+
+@pytest.mark.parametrize("length", ["run.train_seconds=60", "run.steps=100"])
+def test_a_cosine_needs_to_know_its_last_step_and_one_after_the_warmup(tmp_path, length):
+    overrides = ["optim.schedule=cosine", "optim.warmup_steps=100", "run.train_seconds=0", length]
+    with pytest.raises(ValueError, match="optim.schedule = 'cosine' with run.steps.*optim.warmup_steps.*constant"):
+        _load(tmp_path, "", *overrides)
+    assert _load(tmp_path, "", *overrides[:3], "run.steps=101").optim.schedule == "cosine"
+
+
+def test_the_optimizers_and_schedules_that_may_be_set_are_those_that_there_are():
+    hints = get_type_hints(OptimConfig)
+    assert (hints["name"], hints["schedule"]) == (OptimizerName, RateSchedule)
 
 
 def test_fields_made_in_python_are_checked_too():
@@ -149,14 +208,20 @@ def test_an_override_of_another_form_is_refused(tmp_path):
 
 
 def test_every_field_says_below_itself_what_it_is():
-    tree = ast.parse(inspect.getsource(dnipipe.config))
-    said = set()
-    for node in tree.body:
-        if isinstance(node, ast.ClassDef):
-            for line, below in zip(node.body, node.body[1:], strict=False):
-                if isinstance(line, ast.AnnAssign) and isinstance(below, ast.Expr):
-                    said.add((node.name, line.target.id))
-    assert said == {(kind.__name__, each.name) for kind in SECTIONS for each in fields(kind)}
+    settings = explain()
+    assert [each.name for each in settings] == [f"{kind.section}.{f.name}" for kind in SECTIONS for f in fields(kind)]
+    assert all(len(each.meaning) > 5 and each.type for each in settings)
+
+
+def test_explain_tells_type_default_and_meaning_of_what_begins_so():
+    (clip,) = explain("optim.clip")
+    assert (clip.type, clip.default) == ("float", "1.0")
+    assert clip.meaning == "Largest gradient norm of one stage; at least 0, and 0 does not clip."
+    assert {each.name.partition(".")[0] for each in explain("run")} == {"run"}
+    (options,) = explain("model.options")
+    assert options.default == "{}"
+    with pytest.raises(ValueError, match="no setting begins with 'optik': sections are model, data, pipeline,"):
+        explain("optik")
 
 
 def test_the_policies_that_may_be_set_are_those_that_the_engine_has():

@@ -4,4 +4,9 @@ from dnipipe.partition.cost import LayerCost as LayerCost
 from dnipipe.partition.cost import each_layer as each_layer
 from dnipipe.partition.cost import measure_layers as measure_layers
 from dnipipe.partition.cost import stage_costs as stage_costs
+from dnipipe.partition.decoder import decoder_as_sequential as decoder_as_sequential
+from dnipipe.partition.decoder import export_hf as export_hf
+from dnipipe.partition.decoder import hf_names as hf_names
+from dnipipe.partition.decoder import split_decoder as split_decoder
+from dnipipe.partition.decoder import tied_weight as tied_weight
 from dnipipe.partition.sequential import split_sequential as split_sequential

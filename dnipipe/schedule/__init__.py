@@ -2,6 +2,7 @@
 
 from . import torch_names
 from .dni import ScheduleDNI as ScheduleDNI
+from .tied import TiedWeights as TiedWeights
 
 
 def register(name: str = "DNI") -> None:

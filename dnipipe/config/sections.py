@@ -1,43 +1,15 @@
-"""The trainer's settings: sections of checked fields, read from YAML and from `section.field=value` on a command line.
-
-Below each field stand its meaning, its unit and its range. Whatever is wrong is refused under the field's full name, as
-in `pipeline.lag = 0: it must be at least 1`, before anything runs.
-"""
+"""Every setting of a run. Below each field stand meaning, unit and range, as `dnipipe config --explain` prints them."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, field, fields
-from difflib import get_close_matches
-from pathlib import Path
-from types import NoneType, UnionType
-from typing import Any, ClassVar, Literal, TypeAlias, get_args, get_origin, get_type_hints
+from dataclasses import asdict, dataclass, field
+from typing import Any, ClassVar, Literal, TypeAlias
 
 import yaml
 
+from .section import Section
+
 ScheduleName: TypeAlias = Literal["DNI", "1F1B", "GPipe"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Section:
-    """Fields that check themselves: first their types, then, in _check(), their ranges."""
-
-    section: ClassVar[str]
-
-    def __post_init__(self) -> None:
-        hints = get_type_hints(type(self))
-        for each in fields(self):
-            value = _typed(f"{self.section}.{each.name}", getattr(self, each.name), hints[each.name])
-            object.__setattr__(self, each.name, value)
-        self._check()
-
-    def _check(self) -> None:
-        """Calls _require() for each field that has a range."""
-
-    def _require(self, field_name: str, holds: bool, rule: str) -> None:
-        if not holds:
-            raise ValueError(f"{self.section}.{field_name} = {getattr(self, field_name)!r}: it must be {rule}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +22,8 @@ class ModelConfig(Section):
     """A function that makes an nn.Sequential, as "module:function"; the module may lie beside the script that runs."""
     options: dict[str, Any] = field(default_factory=dict)
     """Keyword arguments of the factory."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of weights, activations and gradients; with bfloat16 the optimizer steps on a float32 copy of the weights."""
 
     def _check(self) -> None:
         module, colon, function = self.factory.partition(":")
@@ -59,18 +33,36 @@ class ModelConfig(Section):
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig(Section):
-    """What it is trained on: bytes of text."""
+    """What it is trained on: bytes of text, tokens of text, or tokens that are there already."""
 
     section: ClassVar[str] = "data"
 
+    kind: Literal["bytes", "text", "tokens"] = "bytes"
+    """What is learned: bytes of text files, text as data.tokenizer divides it, or files of tokens, .bin or .npy."""
     files: list[str] = field(default_factory=list)
-    """Paths of text files, at least 20; every 20th is for validation. Empty: the installed Python's own sources."""
+    """Files, or folders for all that fit in them; every 20th is for validation, of fewer than 20 the last twentieth of
+    each. Empty, for bytes alone: the installed Python's own sources."""
+    tokenizer: str | None = None
+    """Path of a tokenizer.json of Hugging Face's tokenizers: text needs one, tokens may have one for samples."""
+    token_dtype: Literal["uint16", "uint32"] = "uint16"
+    """What a token in a .bin file is, little-endian; a .npy file says it itself."""
+    vocab_size: int | None = None
+    """Tokens that the model knows: a larger one is refused; at least 1, null checks none. For text and tokens."""
     seq_len: int = 128
-    """Bytes in a sequence; at least 1."""
+    """Bytes or tokens in a sequence; at least 1."""
     max_mb: float = 8.0
-    """Millions of bytes to read at most, of both splits together; above 0."""
+    """Millions of bytes of text to read at most, of both splits together; above 0. Of token files all is used."""
 
     def _check(self) -> None:
+        is_bytes, needs = self.kind == "bytes", f"where data.kind is {self.kind}"
+        self._require("files", is_bytes or self.files != [], f"at least one path {needs}")
+        self._require("files", "" not in self.files, "paths, none of them empty")
+        self._require("tokenizer", self.tokenizer != "", "a path, or null")
+        self._require("tokenizer", self.kind != "text" or self.tokenizer is not None, f"a path {needs}")
+        self._require("tokenizer", not is_bytes or self.tokenizer is None, f"null {needs}")
+        self._require("token_dtype", self.kind == "tokens" or self.token_dtype == "uint16", f"left out {needs}")
+        self._require("vocab_size", self.vocab_size is None or self.vocab_size >= 1, "at least 1, or null")
+        self._require("vocab_size", not is_bytes or self.vocab_size is None, f"null {needs}: there are 256 bytes")
         self._require("seq_len", self.seq_len >= 1, "at least 1")
         self._require("max_mb", self.max_mb > 0, "above 0")
 
@@ -103,12 +95,20 @@ class PipelineConfig(Section):
 
 @dataclass(frozen=True, kw_only=True)
 class OptimConfig(Section):
-    """How weights move: AdamW on every stage by itself, and Adam on its predictor."""
+    """How weights move: one optimizer for every stage by itself, and Adam for its predictor. See dnipipe/optim.py."""
 
     section: ClassVar[str] = "optim"
 
+    name: Literal["AdamW", "Muon"] = "AdamW"
+    """AdamW; or Muon for the matrices of hidden layers, and AdamW for the rest, at the same learning rate."""
+    betas: list[float] = field(default_factory=lambda: [0.9, 0.95])
+    """AdamW's decay per step of its means of gradients and of their squares; two numbers from 0 to below 1."""
     learning_rate: float = 1e-3
     """Step size after the warm-up; above 0."""
+    schedule: Literal["constant", "cosine"] = "constant"
+    """The learning rate after the warm-up: constant, or falling along a cosine until run.steps, which it then needs."""
+    final_fraction: float = 0.1
+    """Where the cosine ends, as a share of learning_rate; from 0 to 1."""
     interface_learning_rate: float = 1e-3
     """Step size of the predictors, which have no warm-up; above 0."""
     weight_decay: float = 0.1
@@ -119,7 +119,10 @@ class OptimConfig(Section):
     """Largest gradient norm of one stage; at least 0, and 0 does not clip."""
 
     def _check(self) -> None:
+        decays = len(self.betas) == 2 and all(0 <= beta < 1 for beta in self.betas)
+        self._require("betas", decays, "two numbers from 0 to below 1")
         self._require("learning_rate", self.learning_rate > 0, "above 0")
+        self._require("final_fraction", 0 <= self.final_fraction <= 1, "from 0 to 1")
         self._require("interface_learning_rate", self.interface_learning_rate > 0, "above 0")
         self._require("weight_decay", self.weight_decay >= 0, "at least 0")
         self._require("warmup_steps", self.warmup_steps >= 0, "at least 0")
@@ -146,23 +149,30 @@ class RunConfig(Section):
     """Validation batches of run.batch_size sequences in an evaluation; at least 1."""
     log_every_steps: int = 20
     """Steps between two lines of metrics; also how often all ranks learn how much time is left; at least 1."""
-    sample_bytes: int = 200
-    """Bytes of text to write at the end; at least 0."""
+    sample_tokens: int = 200
+    """Bytes or tokens of text to write at the end; at least 0, and 0 where data.kind is tokens without a tokenizer."""
     sample_prompt: str = "\n"
     """What that text goes on from; at least one character."""
     sample_temperature: float = 0.8
     """Above 0; the lower, the more often the likeliest byte is drawn."""
     output_dir: str = "runs/latest"
     """The folder of the run's files, relative to where it was started; made if missing."""
+    checkpoint_every_steps: int = 0
+    """Steps between two checkpoints, written beside the training; at least 0, and 0 makes one only at the end."""
+    keep_last: int = 2
+    """Checkpoints to keep of each schedule, the newest; at least 1."""
+    resume: Literal["auto", "never"] = "auto"
+    """auto goes on from the newest checkpoint in run.output_dir, if there is one; it refuses one made with other
+    settings (of run.* only seed and batch_size count). never begins anew each time, in a cleared folder."""
     compare_with: list[ScheduleName] = field(default_factory=list)
     """Schedules that train the same model on the same batches after pipeline.schedule, each for as long."""
     trace_steps: list[int] = field(default_factory=list)
     """Two numbers: the first step to trace, and the first no longer to trace. Empty traces none."""
 
     def _check(self) -> None:
-        for name in ("seed", "train_seconds", "steps", "eval_every_s", "sample_bytes"):
+        for name in ("seed", "train_seconds", "steps", "eval_every_s", "sample_tokens", "checkpoint_every_steps"):
             self._require(name, getattr(self, name) >= 0, "at least 0")
-        for name in ("batch_size", "eval_batches", "log_every_steps"):
+        for name in ("batch_size", "eval_batches", "log_every_steps", "keep_last"):
             self._require(name, getattr(self, name) >= 1, "at least 1")
         self._require("sample_prompt", self.sample_prompt != "", "at least one character")
         self._require("sample_temperature", self.sample_temperature > 0, "above 0")
@@ -194,6 +204,15 @@ class Config:
                 f"run.batch_size = {self.run.batch_size}: it must be a multiple of pipeline.num_microbatches = "
                 f"{self.pipeline.num_microbatches}"
             )
+        if self.run.sample_tokens and self.data.kind == "tokens" and self.data.tokenizer is None:
+            raise ValueError(
+                f"run.sample_tokens = {self.run.sample_tokens}: data.tokenizer makes text of tokens; give it, or take 0"
+            )
+        if self.optim.schedule == "cosine" and self.run.steps <= self.optim.warmup_steps:
+            raise ValueError(
+                f"optim.schedule = 'cosine' with run.steps = {self.run.steps}: it falls from optim.warmup_steps = "
+                f"{self.optim.warmup_steps} to run.steps, which must be more (train_seconds: 0), or take constant"
+            )
 
     def to_yaml(self) -> str:
         """Every setting, given or default, as load_config() reads it back."""
@@ -201,94 +220,3 @@ class Config:
 
 
 SECTIONS: tuple[type[Section], ...] = (ModelConfig, DataConfig, PipelineConfig, OptimConfig, RunConfig)
-
-
-def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
-    """Reads a YAML file, then overrides, the last one winning.
-
-    Args:
-        path: sections of fields; what is missing keeps its default.
-        overrides: each `section.field=value`, the value in YAML; `model.options.depth=4` sets one entry of a mapping.
-
-    Raises: ValueError: no YAML, an unknown name or a bad value; it names the setting and the nearest that exists.
-    """
-    content = _read_yaml(str(path), Path(path).read_text(encoding="utf-8"))
-    given: dict[str, dict[str, Any]] = {kind.section: {} for kind in SECTIONS}
-    for section, values in _mapping(str(path), content).items():
-        for name, value in _mapping(str(section), values).items():
-            _put(given, f"{section}.{name}", value)
-    for override in overrides:
-        full_name, equals, text = override.partition("=")
-        if not equals:
-            raise ValueError(f"{override!r}: an override is written section.field=value")
-        _put(given, full_name, _read_yaml(override, text))
-    return Config(
-        model=ModelConfig(**given["model"]),
-        data=DataConfig(**given["data"]),
-        pipeline=PipelineConfig(**given["pipeline"]),
-        optim=OptimConfig(**given["optim"]),
-        run=RunConfig(**given["run"]),
-    )
-
-
-def _read_yaml(source: str, text: str) -> Any:
-    try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ValueError(f"{source} is no YAML: {error}") from error
-
-
-def _mapping(name: str, value: Any) -> dict[Any, Any]:
-    if value is None:  # an empty file, or a section whose fields are all commented out
-        return {}
-    if not isinstance(value, dict):
-        raise ValueError(f"{name} must hold `name: value` lines, got {value!r}")
-    return value
-
-
-def _put(given: dict[str, dict[str, Any]], full_name: str, value: Any) -> None:
-    known = {f"{kind.section}.{each.name}": each for kind in SECTIONS for each in fields(kind)}
-    section, _, rest = full_name.partition(".")
-    name, _, entry = rest.partition(".")
-    each = known.get(f"{section}.{name}")
-    if each is None or (entry and each.default_factory is not dict):
-        beside = [other for other in known if other.startswith(f"{section}.")] or given
-        raise ValueError(f"there is no setting {full_name}; {_nearest(full_name, known, beside)}")
-    if entry:
-        value = {**given[section].get(name, {}), entry: value}
-    given[section][name] = value
-
-
-def _nearest(wrong: str, known: Iterable[str], otherwise: Iterable[str]) -> str:
-    by_lower = {name.lower(): name for name in known}
-    close = get_close_matches(wrong.lower(), by_lower, n=1)
-    return f"did you mean {by_lower[close[0]]}?" if close else f"there are {', '.join(otherwise)}"
-
-
-def _typed(full_name: str, value: Any, hint: Any) -> Any:
-    """The value as the type that its field declares; a whole number will do for a float, and so will 1e-3."""
-    origin, arguments = get_origin(hint), get_args(hint)
-    if origin is Literal:
-        if value in arguments:
-            return value
-        raise ValueError(f"{full_name} = {value!r}; {_nearest(str(value), arguments, arguments)}")
-    if origin is UnionType:
-        inner = next(argument for argument in arguments if argument is not NoneType)
-        return None if value is None else _typed(full_name, value, inner)
-    if origin is list and isinstance(value, list):
-        return [_typed(f"{full_name}[{index}]", item, arguments[0]) for index, item in enumerate(value)]
-    if hint is float:
-        return _number(full_name, value)
-    if isinstance(value, bool) or not isinstance(value, origin or hint):
-        raise ValueError(f"{full_name} = {value!r}: it must be a {(origin or hint).__name__}")
-    return value
-
-
-def _number(full_name: str, value: Any) -> float:
-    try:  # YAML 1.1 takes 1e-3, without a point, for text
-        number = math.nan if isinstance(value, bool) else float(value)
-    except (TypeError, ValueError):
-        number = math.nan
-    if not math.isfinite(number):
-        raise ValueError(f"{full_name} = {value!r}: it must be a finite number")
-    return number

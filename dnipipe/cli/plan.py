@@ -1,4 +1,4 @@
-"""The commands of a shell: dnipipe plan shows what each schedule would cost, from times that are given or measured.
+"""dnipipe plan: what each schedule would cost, from times that are given or measured.
 
 dnipipe plan --stages 4 --microbatches 8 --forward-ms 18.5 --backward-ms 18.1,9.3 --comm-ms 0.6 --out plan/
 dnipipe plan --stages 2 --config launch/configs/quickstart.yaml model.factory=launch.gpt:byte_gpt
@@ -20,8 +20,8 @@ from rich.console import Console
 from rich.table import Table
 
 from dnipipe.config import load_config
-from dnipipe.measure import Measurement, measure
-from dnipipe.partition import LayerCost
+from dnipipe.dry_run import show_measurement
+from dnipipe.measure import measure
 from dnipipe.plan import ASSUMPTIONS, Row, Run, Times, activation_bytes, compare, row_of, scale
 from dnipipe.plan.dni import DEFAULT_LAG
 from dnipipe.plan.draw import draw_schedules
@@ -40,21 +40,7 @@ class Premises:
     microbatch_bytes: int | None = None
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs a command. Returns the exit code: 0, or 2 with one line on stderr for a value that cannot be."""
-    options = _parser().parse_args(arguments)
-    try:
-        _plan(options, Console())
-    except (ValueError, OSError) as error:
-        print(f"dnipipe {options.command}: {error}", file=sys.stderr)
-        return 2
-    return 0
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="dnipipe", description="Pipeline-parallel training whose stages never wait.")
-    commands = parser.add_subparsers(dest="command", required=True)
-    plan = commands.add_parser("plan", help="bubble, step time and memory of every schedule, without a GPU")
+def add_arguments(plan: argparse.ArgumentParser) -> None:
     add = plan.add_argument
     add("--stages", type=int, required=True, metavar="S", help="stages of the pipeline")
     add("--microbatches", type=int, metavar="M", help="microbatches of a step (default: those of --config)")
@@ -69,10 +55,9 @@ def _parser() -> argparse.ArgumentParser:
     add("--scale", metavar="S,S,...", help="also for these numbers of stages, with the assumptions in words")
     add("--json", type=Path, metavar="FILE", help="writes the rows of all tables")
     add("--out", type=Path, metavar="DIR", help="draws the timelines: plan.png and plan.svg")
-    return parser
 
 
-def _plan(options: argparse.Namespace, console: Console) -> None:
+def run(options: argparse.Namespace, console: Console) -> None:
     more_stages = _stage_counts(options.scale)
     premises = _given(options) if options.config is None else _measured(options, console)
     runs = compare(premises.num_stages, premises.num_microbatches, premises.times, lag=premises.lag)
@@ -113,7 +98,13 @@ def _measured(options: argparse.Namespace, console: Console) -> Premises:
     config = load_config(options.config[0], options.config[1:])
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     measurement = measure(config, options.stages, device, console)
-    _show(measurement, console)
+    show_measurement(measurement, console)
+    console.print(
+        f"Planned as if every stage took as long as the slowest, {measurement.slowest.name}, with B and W half of its "
+        "backward each, and kept as much as the fullest.",
+        highlight=False,
+        soft_wrap=True,
+    )
     slowest, pipeline = measurement.slowest, config.pipeline
     # to the microsecond: what is finer is noise, and the simulation counts in the finest digit
     forward, backward, interface = (
@@ -156,33 +147,6 @@ def _scaled(premises: Premises, more_stages: Sequence[int]) -> tuple[list[Row], 
         microbatches = max(round(Fraction(premises.num_microbatches * stages, premises.num_stages)), 1)
         grown += scale(stages, microbatches, premises.times, lag=premises.lag)
     return same, grown
-
-
-def _show(measurement: Measurement, console: Console) -> None:
-    """What was measured, and what the plan makes of it."""
-    sequences, length = measurement.microbatch
-    console.print(f"measured on {measurement.where}; a microbatch of {sequences} x {length} bytes", highlight=False)
-    console.print(_cost_table("layer", measurement.layers), _cost_table("stage", measurement.stages))
-    predicted = "nothing is predicted"
-    if measurement.interface is not None:
-        predicted = f"P is what {measurement.interface} takes at the cut where it takes longest"
-    console.print(
-        f"Planned as if every stage took as long as the slowest, {measurement.slowest.name}, with B and W half of its "
-        f"backward each, and kept as much as the fullest; {predicted}.",
-        highlight=False,
-        soft_wrap=True,
-    )
-
-
-def _cost_table(what: str, costs: Sequence[LayerCost]) -> Table:
-    table = Table()
-    table.add_column(what)
-    for heading in ("forward ms", "backward ms", "parameters MB", "saved MB"):
-        table.add_column(heading, justify="right")
-    for cost in costs:
-        numbers = (cost.forward_ms, cost.backward_ms, cost.parameter_bytes / 1e6, cost.saved_bytes / 1e6)
-        table.add_row(cost.name, *(f"{number:.3f}" for number in numbers))
-    return table
 
 
 def _table(runs: Sequence[Run], microbatch_bytes: int | None) -> Table:

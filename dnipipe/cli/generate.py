@@ -1,0 +1,60 @@
+"""dnipipe generate: a trained model goes on from a prompt, in one process, whatever number of stages trained it.
+
+dnipipe generate runs/quickstart --prompt "def " --tokens 200
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+from rich.console import Console
+
+from dnipipe.checkpoint import load_checkpoint, newest_step, reshard, stages_of, step_folder
+from dnipipe.config import load_config
+from dnipipe.generate import generate_alone, printable
+from dnipipe.report import CHECKPOINTS, CONFIG
+from dnipipe.trainer import read_corpus
+from dnipipe.worker import make_model
+
+
+def add_arguments(generate: argparse.ArgumentParser) -> None:
+    add = generate.add_argument
+    add("run", type=Path, metavar="RUN", help="the folder of a run: its run.output_dir")
+    add("--prompt", required=True, help="the text to go on from")
+    add("--tokens", type=int, default=200, metavar="N", help="bytes or tokens to add (default: 200)")
+    add("--temperature", type=float, default=0.8, metavar="T", help="the lower, the likelier each token (default: 0.8)")
+    add("--seed", type=int, default=0, help="the same seed gives the same text (default: 0)")
+    add("--schedule", metavar="NAME", help="whose model, where the run compared schedules (default: the first)")
+
+
+def run(options: argparse.Namespace, console: Console) -> None:
+    """Raises: ValueError, OSError: no such run, no checkpoint in it, or an argument out of range."""
+    for name, holds in (("tokens", options.tokens >= 1), ("temperature", options.temperature > 0)):
+        if not holds:
+            raise ValueError(f"--{name} {getattr(options, name)}: it must be above 0")
+    if not options.prompt:
+        raise ValueError("--prompt is empty: give at least one character")
+    sys.path.append(os.getcwd())  # so that model.factory is found where the user stands, as by launch/train.py
+    config = load_config(options.run / CONFIG)
+    folder = options.run / CHECKPOINTS / (options.schedule or config.pipeline.schedule)
+    step = newest_step(folder)
+    if step is None:
+        raise ValueError(f"{folder} holds no checkpoint: give the folder of a run, and a --schedule that it ran")
+    whole = step_folder(folder, step)
+    model = make_model(config.model).eval()
+    states = (load_checkpoint(whole, stage) for stage in range(stages_of(whole)))
+    model.load_state_dict(reshard(states, model)["model"])
+    corpus = read_corpus(config)
+    tokens = generate_alone(
+        model,
+        corpus.encode(options.prompt),
+        num_tokens=options.tokens,
+        vocab_size=corpus.vocab_size,
+        seq_len=config.data.seq_len,
+        temperature=options.temperature,
+        seed=options.seed,
+    )
+    console.print(printable(corpus.decode(tokens)), markup=False, highlight=False, soft_wrap=True)

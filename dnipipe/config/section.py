@@ -1,0 +1,66 @@
+"""A section of settings checks itself: the types that its fields declare, then their ranges."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, fields
+from difflib import get_close_matches
+from types import NoneType, UnionType
+from typing import Any, ClassVar, Literal, get_args, get_origin, get_type_hints
+
+
+@dataclass(frozen=True, kw_only=True)
+class Section:
+    """Fields that check themselves: first their types, then, in _check(), their ranges."""
+
+    section: ClassVar[str]
+
+    def __post_init__(self) -> None:
+        hints = get_type_hints(type(self))
+        for each in fields(self):
+            value = _typed(f"{self.section}.{each.name}", getattr(self, each.name), hints[each.name])
+            object.__setattr__(self, each.name, value)
+        self._check()
+
+    def _check(self) -> None:
+        """Calls _require() for each field that has a range."""
+
+    def _require(self, field_name: str, holds: bool, rule: str) -> None:
+        if not holds:
+            raise ValueError(f"{self.section}.{field_name} = {getattr(self, field_name)!r}: it must be {rule}")
+
+
+def nearest(wrong: str, known: Iterable[str], otherwise: Iterable[str]) -> str:
+    by_lower = {name.lower(): name for name in known}
+    close = get_close_matches(wrong.lower(), by_lower, n=1)
+    return f"did you mean {by_lower[close[0]]}?" if close else f"there are {', '.join(otherwise)}"
+
+
+def _typed(full_name: str, value: Any, hint: Any) -> Any:
+    """The value as the type that its field declares; a whole number will do for a float, and so will 1e-3."""
+    origin, arguments = get_origin(hint), get_args(hint)
+    if origin is Literal:
+        if value in arguments:
+            return value
+        raise ValueError(f"{full_name} = {value!r}; {nearest(str(value), arguments, arguments)}")
+    if origin is UnionType:
+        inner = next(argument for argument in arguments if argument is not NoneType)
+        return None if value is None else _typed(full_name, value, inner)
+    if origin is list and isinstance(value, list):
+        return [_typed(f"{full_name}[{index}]", item, arguments[0]) for index, item in enumerate(value)]
+    if hint is float:
+        return _number(full_name, value)
+    if isinstance(value, bool) or not isinstance(value, origin or hint):
+        raise ValueError(f"{full_name} = {value!r}: it must be a {(origin or hint).__name__}")
+    return value
+
+
+def _number(full_name: str, value: Any) -> float:
+    try:  # YAML 1.1 takes 1e-3, without a point, for text
+        number = math.nan if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError):
+        number = math.nan
+    if not math.isfinite(number):
+        raise ValueError(f"{full_name} = {value!r}: it must be a finite number")
+    return number
