@@ -13,7 +13,7 @@ from rich.progress import Progress as Bar
 
 
 class Progress:
-    """Shows step, true loss, bytes per second, predictor cosine and elapsed time.
+    """Shows step, true loss, tokens per second, predictor cosine and elapsed time.
 
     Args:
         total_s: the run's budget in seconds; 0 means that the run ends by its number of steps and no bar is drawn.
@@ -46,20 +46,20 @@ class Progress:
             self._bar.start()
 
     def update(
-        self, *, step: int, loss: float | None, bytes_per_s: float, cosine: float | None, elapsed_s: float
+        self, *, step: int, loss: float | None, tokens_per_s: float, cosine: float | None, elapsed_s: float
     ) -> None:
         """Says where the run is; shown at once, or by a later call if a line was shown just now.
 
         Args:
             step: of the optimizer, from 0.
-            loss: true mean loss per byte in nats; None before the first has come home.
-            bytes_per_s: training bytes per second.
+            loss: true mean loss per byte or token in nats; None before the first has come home.
+            tokens_per_s: training bytes or tokens per second.
             cosine: between predicted and true gradient, -1 to 1; None where nothing is predicted.
             elapsed_s: seconds of training so far.
         """
         if not self._enabled:
             return
-        self._waiting = _line(step, loss, bytes_per_s, cosine, elapsed_s, self._total_s)
+        self._waiting = _line(step, loss, tokens_per_s, cosine, elapsed_s, self._total_s)
         self._elapsed_s = elapsed_s
         if self._clock() - self._shown_at >= self._every_s:
             self._show()
@@ -88,14 +88,13 @@ def _bar(total_s: float, stream: TextIO) -> Bar:
 
 
 def _line(
-    step: int, loss: float | None, bytes_per_s: float, cosine: float | None, elapsed_s: float, total_s: float
+    step: int, loss: float | None, tokens_per_s: float, cosine: float | None, elapsed_s: float, total_s: float
 ) -> str:
     loss_text = "-" if loss is None else f"{loss:.4f}"
     cosine_text = "-" if cosine is None else f"{cosine:+.2f}"
     budget = f" of {total_s:.0f}" if total_s else ""
-    return (
-        f"step {step:>6}  loss {loss_text}  {_short(bytes_per_s)}B/s  cosine {cosine_text}  {elapsed_s:.0f}{budget} s"
-    )
+    pace = f"{_short(tokens_per_s)}tok/s  cosine {cosine_text}"
+    return f"step {step:>6}  loss {loss_text}  {pace}  {elapsed_s:.0f}{budget} s"
 
 
 def _short(number: float) -> str:

@@ -1,4 +1,4 @@
-"""The same batch on every rank, from the file it should come from, one byte apart."""
+"""Bytes of text: the same batch on every rank, from the file it should come from, one byte apart."""
 
 import sysconfig
 from pathlib import Path
