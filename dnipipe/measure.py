@@ -19,7 +19,7 @@ from .config import Config
 from .interface import Learner, TensorMeta, build_interface, choose_interface
 from .partition import LayerCost, each_layer, split_sequential, stage_costs
 from .partition.cost import timed
-from .worker import byte_loss, make_model
+from .worker import make_model, token_loss
 
 REPEATS = 5
 
@@ -60,9 +60,10 @@ def measure(config: Config, num_stages: int, device: torch.device, console: Cons
     except TypeError as error:
         raise ValueError(f"model.factory = {config.model.factory!r}: {error}") from error
     shape = (config.run.batch_size // config.pipeline.num_microbatches, config.data.seq_len)
-    input_BT, target_BT = torch.randint(256, (2, *shape)).to(device)
+    model = model.to(getattr(torch, config.model.dtype))
+    input_BT, target_BT = torch.randint(config.data.vocab_size or 256, (2, *shape)).to(device)
     with _threads_of_a_rank(device) as where:
-        walk = each_layer(model, input_BT, partial(byte_loss, target_BT=target_BT), repeats=REPEATS)
+        walk = each_layer(model, input_BT, partial(token_loss, target_BT=target_BT), repeats=REPEATS)
         layers, ends = _walk(walk, lengths, console)
         *boundaries, logits_BTV = ends
         interfaces = [_interface(config, h, target_BT, logits_BTV.shape[-1]) for h in boundaries]

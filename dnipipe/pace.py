@@ -45,7 +45,8 @@ class Pace:
         self.group, self.every, self.device = group, every, device
         self.rank, self.last_rank = dist.get_rank(), dist.get_world_size() - 1
         self.newest: Beat | None = None
-        self._before_s = self._started_s = 0.0
+        self._before_s = 0.0
+        self._started_s: float | None = None
         self._first_step: int | None = None
         self._under_way: tuple[int, Tensor, dist.Work] | None = None
         self._until_s = self._end_step = math.inf
@@ -53,7 +54,12 @@ class Pace:
     @property
     def elapsed_s(self) -> float:
         """Seconds of training so far, between start() and stop(), by this rank's clock."""
-        return self._before_s + time.perf_counter() - self._started_s
+        since_start_s = 0.0 if self._started_s is None else time.perf_counter() - self._started_s
+        return self._before_s + since_start_s
+
+    def resume(self, elapsed_s: float) -> None:
+        """Before the first start(): counts on from the seconds of an earlier process, the same on every rank."""
+        self._before_s = elapsed_s
 
     def start(self, step: int, *, until_s: float) -> None:
         """Begins a stretch after `step` steps, to pause when `until_s` seconds in all are over; inf: never."""
@@ -88,7 +94,7 @@ class Pace:
         told = self._told(step, loss)
         dist.all_reduce(told, group=self.group)
         self.newest = _beat(step, told)
-        self._before_s = self.newest.elapsed_s
+        self._before_s, self._started_s = self.newest.elapsed_s, None
         return self.newest
 
     def _is_beat(self, step: int) -> bool:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import os
+import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from types import MappingProxyType
 
@@ -11,20 +14,26 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from .checkpoint import newest_step
+from .config import SECTIONS, Config, load_config
 from .observe.perfetto import write_perfetto
 from .observe.timeline import draw_timelines
 from .observe.trace import Span
 
-EVEN_BPB = 0.01
-"""Bits per byte: closer results than this are called even, for two runs of one schedule differ by as much."""
+EVEN_BITS = 0.01
+"""Bits per byte or token: closer results than this are called even, for two runs of one schedule differ by as much."""
+
+CHECKPOINTS, METRICS, CONFIG = "checkpoint", "metrics.jsonl", "config.yaml"
+RUN_SETTINGS_THAT_COUNT = ("seed", "batch_size")
+"""The others of the section run say how long it is and how it reports, and may change when it goes on."""
 
 FILES: Mapping[str, str] = MappingProxyType(
     {
         "timeline.png": "what each rank did when, one schedule above the other",
         "trace": "the same to zoom in, at https://ui.perfetto.dev",
-        "metrics.jsonl": "loss, speed and validation, a line each",
-        "config.yaml": "every setting of this run",
-        "checkpoint": "weights, optimizer and predictors of every stage",
+        METRICS: "loss, speed and validation, a line each",
+        CONFIG: "every setting of this run",
+        CHECKPOINTS: "weights, optimizer and predictors of every stage",
     }
 )
 
@@ -33,13 +42,15 @@ FILES: Mapping[str, str] = MappingProxyType(
 class Result:
     """How one schedule did.
 
-    Args: steps: optimizer steps. seconds: of training alone. val_bpb: validation bits per byte at the end.
+    Args: steps: optimizer steps. seconds: of training alone. val_bits: validation bits per unit at the end.
+          unit: "byte" or "token".
     """
 
     schedule: str
     steps: int
     seconds: float
-    val_bpb: float
+    val_bits: float
+    unit: str = "byte"
 
     @property
     def steps_per_s(self) -> float:
@@ -50,10 +61,10 @@ def table(results: Sequence[Result]) -> Table:
     """One row per schedule, in the order in which they ran."""
     drawn = Table(title="the same model, data and optimizer under each schedule", title_justify="left")
     drawn.add_column("schedule")
-    for name in ("steps", "seconds", "steps / s", "validation bits per byte"):
+    for name in ("steps", "seconds", "steps / s", f"validation bits per {results[0].unit}"):
         drawn.add_column(name, justify="right")
     for each in results:
-        numbers = (f"{each.steps}", f"{each.seconds:.1f}", f"{each.steps_per_s:.2f}", f"{each.val_bpb:.3f}")
+        numbers = (f"{each.steps}", f"{each.seconds:.1f}", f"{each.steps_per_s:.2f}", f"{each.val_bits:.3f}")
         drawn.add_row(each.schedule, *numbers)
     return drawn
 
@@ -62,13 +73,12 @@ def verdict(first: Result, other: Result) -> str:
     """Which of two did better in this run, whichever it is, and how many steps each made of its time."""
     speed = first.steps_per_s / other.steps_per_s
     pace = f"{first.schedule} made {speed:.2f} times the steps of {other.schedule} per second"
-    gap = abs(first.val_bpb - other.val_bpb)
-    if not gap >= EVEN_BPB:  # a nan is no victory either
-        return (
-            f"In this run {first.schedule} and {other.schedule} came out even, {gap:.3f} bits per byte apart; {pace}."
-        )
-    winner, loser = (first, other) if first.val_bpb < other.val_bpb else (other, first)
-    score = f"{winner.val_bpb:.3f} against {loser.val_bpb:.3f} bits per byte"
+    gap = abs(first.val_bits - other.val_bits)
+    if not gap >= EVEN_BITS:  # a nan is no victory either
+        even = f"{first.schedule} and {other.schedule} came out even, {gap:.3f} bits per {first.unit} apart"
+        return f"In this run {even}; {pace}."
+    winner, loser = (first, other) if first.val_bits < other.val_bits else (other, first)
+    score = f"{winner.val_bits:.3f} against {loser.val_bits:.3f} bits per {winner.unit}"
     return f"In this run {winner.schedule} won, with {score} after as many seconds of training; {pace}."
 
 
@@ -90,8 +100,59 @@ def write_traces(folder: Path, traces: Mapping[str, Sequence[Span]], num_steps: 
 def clear(folder: Path) -> None:
     """Makes the folder, and removes what an earlier run reported there, so that nobody takes it for this one's."""
     folder.mkdir(parents=True, exist_ok=True)
-    for path in [*folder.glob("trace*.json"), folder / "timeline.png", folder / "metrics.jsonl"]:
+    for path in [*folder.glob("trace*.json"), folder / "timeline.png", folder / METRICS]:
         path.unlink(missing_ok=True)
+    if (folder / CHECKPOINTS).exists():
+        shutil.rmtree(folder / CHECKPOINTS)
+
+
+def refuse_another_run(config: Config) -> None:
+    """Raises: ValueError: the folder holds checkpoints to go on from, but of other settings; it names the first."""
+    folder = Path(config.run.output_dir)
+    found = (newest_step(each) for each in (folder / CHECKPOINTS).glob("*"))
+    if config.run.resume == "never" or all(step is None for step in found):
+        return
+    cure = "choose another run.output_dir, or begin anew by run.resume=never"
+    try:
+        before = load_config(folder / CONFIG)
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"run.output_dir = {str(folder)!r} holds checkpoints of nobody knows which settings ({error}): {cure}"
+        ) from error
+    for section, name in ((kind.section, each.name) for kind in SECTIONS for each in fields(kind)):
+        old, new = (getattr(getattr(settings, section), name) for settings in (before, config))
+        if old != new and (section != "run" or name in RUN_SETTINGS_THAT_COUNT):
+            raise ValueError(
+                f"{section}.{name} = {new!r}: the checkpoints in run.output_dir = {str(folder)!r} were made with "
+                f"{old!r}; set it so, {cure}"
+            )
+
+
+def cut_back(metrics: Path, schedule: str, step: int) -> None:
+    """Removes the lines that a schedule wrote after `step` steps, or at a validation then: it will write them again."""
+    if not metrics.exists():
+        return
+    kept = [line for line in metrics.read_text(encoding="utf-8").splitlines() if not _repeated(line, schedule, step)]
+    write_whole(metrics, "".join(f"{line}\n" for line in kept))
+
+
+def write_whole(path: Path, text: str) -> None:
+    """The file has its old content or all of the new one, whenever the process is killed."""
+    beside = path.with_name(f"{path.name}.new")
+    with beside.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    beside.replace(path)
+
+
+def _repeated(line: str, schedule: str, step: int) -> bool:
+    try:
+        record = json.loads(line)
+    except ValueError:  # a kill cut it short
+        return True
+    # a line of steps is written before the checkpoint after them, one of a validation after it
+    return record["schedule"] == schedule and (record["step"], "val_bits" in record) > (step, False)
 
 
 def show(console: Console, folder: Path, results: Sequence[Result]) -> None:

@@ -15,10 +15,11 @@ from torch.distributed.pipelining import PipelineStage
 from torch.distributed.pipelining.schedules import get_schedule_class
 
 from .config import Config, ModelConfig, ScheduleName
-from .data import ByteCorpus
+from .data import Corpus
 from .observe.chunks import waits_between, watch_chunks
 from .observe.trace import Span, Trace
-from .partition.sequential import split_sequential
+from .optim import StageOptimizer, learning_rate_at
+from .partition.sequential import named_layers, split_sequential
 from .schedule import ScheduleDNI
 
 
@@ -39,8 +40,8 @@ def make_model(config: ModelConfig) -> nn.Sequential:
     return model
 
 
-def byte_loss(logits_BTV: Tensor, target_BT: Tensor) -> Tensor:
-    """Mean cross-entropy of a byte in nats."""
+def token_loss(logits_BTV: Tensor, target_BT: Tensor) -> Tensor:
+    """Mean cross-entropy of a token in nats."""
     return F.cross_entropy(logits_BTV.flatten(0, 1).float(), target_BT.flatten())
 
 
@@ -50,18 +51,18 @@ class Worker:
     Every rank draws the whole batch by itself, from the seed and the step: nobody sends inputs or labels.
     """
 
-    def __init__(self, config: Config, name: ScheduleName, corpus: ByteCorpus, device: torch.device) -> None:
+    def __init__(self, config: Config, name: ScheduleName, corpus: Corpus, device: torch.device) -> None:
         self.config, self.corpus, self.device = config, corpus, device
         rank, num_stages = dist.get_rank(), dist.get_world_size()
         torch.manual_seed(config.run.seed)
-        self.module = split_sequential(make_model(config.model), num_stages)[rank].to(device)
+        stages = split_sequential(make_model(config.model), num_stages)
+        self.cut = [[name for name, _ in named_layers(stage)] for stage in stages]
+        """The layers of every stage, by name."""
+        self.module = stages[rank].to(device, getattr(torch, config.model.dtype))
         self.stage = PipelineStage(self.module, rank, num_stages, device)
         self.trace = Trace(rank=rank, stage=rank, device=device, enabled=False)
         self.schedule = self._make_schedule(name)
-        optim = config.optim
-        self.optimizer = torch.optim.AdamW(
-            self.module.parameters(), lr=optim.learning_rate, weight_decay=optim.weight_decay
-        )
+        self.optimizer = self._make_optimizer()
         self.loss: tuple[int, Tensor] | None = None
         """The newest (step, mean loss), on the last stage."""
 
@@ -69,17 +70,37 @@ class Worker:
         pipeline = self.config.pipeline
         if name != "DNI":
             watch_chunks([self.stage], self.trace)
-            return get_schedule_class(name)(self.stage, pipeline.num_microbatches, loss_fn=byte_loss)
+            return get_schedule_class(name)(self.stage, pipeline.num_microbatches, loss_fn=token_loss)
         return ScheduleDNI(
             self.stage,
             pipeline.num_microbatches,
-            loss_fn=byte_loss,
+            loss_fn=token_loss,
             interface=None if pipeline.interface == "auto" else pipeline.interface,
             interface_optimizer=partial(torch.optim.Adam, lr=self.config.optim.interface_learning_rate),
             policy=pipeline.policy,
             lag=pipeline.lag,
             unlock_after_steps=None if pipeline.policy == "wait" else pipeline.unlock_after_steps,
             trace=self.trace,
+        )
+
+    def _make_optimizer(self) -> StageOptimizer:
+        optim = self.config.optim
+        learning_rate = partial(
+            learning_rate_at,
+            peak=optim.learning_rate,
+            warmup_steps=optim.warmup_steps,
+            total_steps=self.config.run.steps,
+            schedule=optim.schedule,
+            final_fraction=optim.final_fraction,
+        )
+        return StageOptimizer(
+            self.module,
+            name=optim.name,
+            learning_rate=learning_rate,
+            weight_decay=optim.weight_decay,
+            betas=(optim.betas[0], optim.betas[1]),
+            clip=optim.clip,
+            head=self.module[-1] if self.stage.is_last else None,
         )
 
     def train_step(self, step: int) -> None:
@@ -89,18 +110,11 @@ class Worker:
         self.schedule.step(*self._fed(input_BT), target=target_BT, losses=losses if self.stage.is_last else None)
         if losses:
             self.loss = (step, torch.stack([loss.detach() for loss in losses]).mean())
-        optim = self.config.optim
         with self.trace.span("optimizer"):
-            for group in self.optimizer.param_groups:
-                group["lr"] = optim.learning_rate * min(1.0, (step + 1) / max(1, optim.warmup_steps))
-            if optim.clip:
-                # of this stage alone: a norm over all stages would make them wait for each other
-                nn.utils.clip_grad_norm_(self.module.parameters(), optim.clip)
-            self.optimizer.step()
-            self.optimizer.zero_grad(set_to_none=True)
+            self.optimizer.step(step)
 
     def validate(self, group: dist.ProcessGroup) -> float:
-        """Bits per byte on some validation batches, on every rank. Every rank must call it after the same step."""
+        """Bits per byte or token on validation batches, on every rank. Every rank must call it after the same step."""
         total = torch.zeros(1, dtype=torch.float64)
         self.module.eval()
         for step in self.validation_steps():
@@ -133,7 +147,13 @@ class Worker:
 
     def state_dict(self, step: int) -> dict[str, Any]:
         """What this rank needs to go on after `step` steps. Every rank must call it."""
-        state = {"step": step, "model": self.module.state_dict(), "optimizer": self.optimizer.state_dict()}
+        state = {
+            "step": step,
+            "cut": self.cut,
+            "random": self._random_states(),
+            "model": self.module.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+        }
         if isinstance(self.schedule, ScheduleDNI):
             state["schedule"] = self.schedule.state_dict()
         return state
@@ -144,8 +164,18 @@ class Worker:
         self.optimizer.load_state_dict(state["optimizer"])
         if isinstance(self.schedule, ScheduleDNI):
             self.schedule.load_state_dict(state.get("schedule", {}))
+        torch.set_rng_state(state["random"]["cpu"])
+        if self.device.type == "cuda" and "cuda" in state["random"]:
+            torch.cuda.set_rng_state(state["random"]["cuda"], self.device)
         step: int = state["step"]
         return step
+
+    def _random_states(self) -> dict[str, Tensor]:
+        """Of the generators that a model with dropout draws from."""
+        states = {"cpu": torch.get_rng_state()}
+        if self.device.type == "cuda":
+            states["cuda"] = torch.cuda.get_rng_state(self.device)
+        return states
 
     def spans(self) -> list[Span]:
         """What the trace holds, and forgets. Of torch's own schedules the time between two pieces of work is a wait."""

@@ -1,6 +1,7 @@
-"""Trains a pipeline: torchrun --nproc-per-node STAGES launch/train.py CONFIG.yaml [section.field=value ...]
+"""Trains a pipeline: torchrun --nproc-per-node STAGES launch/train.py CONFIG.yaml [section.field=value ...] [--dry-run]
 
-One process is one stage. Settings are checked before the processes join: a wrong one ends them with exit code 2.
+One process is one stage. Settings are checked before the processes join: a wrong one ends them with exit code 2. With
+--max-restarts torchrun starts all of them again when one is lost, and they go on from the newest checkpoint.
 """
 
 from __future__ import annotations
@@ -12,12 +13,15 @@ import traceback
 
 import torch
 import torch.distributed as dist
+from rich.console import Console
 from torch.distributed.elastic.multiprocessing.errors import record
 
 from dnipipe.config import load_config
+from dnipipe.dry_run import dry_run
 from dnipipe.trainer import Trainer
 
 PATIENCE_S = 10.0
+DRY_RUN = "--dry-run"  # checks, measures and prints what a run would be, and trains nothing
 
 
 def choose_device(local_rank: int, local_world_size: int) -> torch.device:
@@ -31,6 +35,16 @@ def choose_device(local_rank: int, local_world_size: int) -> torch.device:
     return torch.device("cpu")
 
 
+def join(backend: str) -> None:
+    """Makes the process group, among the processes of this attempt alone."""
+    store, rank, world_size = next(dist.rendezvous("env://"))
+    if os.environ.get("GROUP_WORLD_SIZE") == "1":
+        # torchrun keeps its store when it starts the processes again, and with it the addresses of those that are gone.
+        # On several nodes the attempts are counted apart; there TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 gives a new store.
+        store = dist.PrefixStore(f"attempt {os.environ['TORCHELASTIC_RESTART_COUNT']}", store)
+    dist.init_process_group(backend, store=store, rank=rank, world_size=world_size)
+
+
 @record  # so that torchrun's summary shows the error of the rank that failed first
 def main(arguments: list[str]) -> None:
     sys.path.append(os.getcwd())  # so that model.factory is also found where the user stands
@@ -38,7 +52,13 @@ def main(arguments: list[str]) -> None:
     try:
         if not arguments or arguments[0] in ("-h", "--help"):
             raise ValueError(str(__doc__))
-        trainer = Trainer(load_config(arguments[0], arguments[1:]), world_size)
+        dry = DRY_RUN in arguments
+        config = load_config(arguments[0], [each for each in arguments[1:] if each != DRY_RUN])
+        if dry:
+            if rank == 0:
+                dry_run(config, world_size, choose_device(0, 1), Console(highlight=False))
+            return
+        trainer = Trainer(config, world_size)
         if "RANK" not in os.environ:
             raise ValueError("no ranks: start this with torchrun --nproc-per-node STAGES launch/train.py CONFIG.yaml")
     except (ValueError, OSError) as error:
@@ -50,7 +70,7 @@ def main(arguments: list[str]) -> None:
     backend = "nccl" if device.type == "cuda" else "gloo"
     if rank == 0:
         print(f"{world_size} processes, one stage of the model each, on {device.type} over {backend}", flush=True)
-    dist.init_process_group(backend)
+    join(backend)
     try:
         trainer.run(device)
     except BaseException:

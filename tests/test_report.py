@@ -18,13 +18,13 @@ def test_the_better_score_wins_whichever_schedule_has_it():
 
 
 def test_the_pace_is_told_whoever_wins():
-    for val_bpb in (1.5, 2.0, 2.5, math.nan):
-        assert "1.50 times the steps of 1F1B per second" in verdict(FAST_AND_GOOD, Result("1F1B", 200, 10.0, val_bpb))
+    for val_bits in (1.5, 2.0, 2.5, math.nan):
+        assert "1.50 times the steps of 1F1B per second" in verdict(FAST_AND_GOOD, Result("1F1B", 200, 10.0, val_bits))
 
 
 def test_nobody_wins_by_a_hair_or_against_a_nan():
-    for val_bpb in (2.004, 1.996, math.nan):
-        assert "even" in verdict(FAST_AND_GOOD, Result("1F1B", 200, 10.0, val_bpb))
+    for val_bits in (2.004, 1.996, math.nan):
+        assert "even" in verdict(FAST_AND_GOOD, Result("1F1B", 200, 10.0, val_bits))
 
 
 def test_a_schedule_that_took_longer_is_longer_in_the_picture(tmp_path):

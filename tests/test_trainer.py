@@ -1,10 +1,13 @@
 """One short run of the real command on two ranks, and what it leaves; then the commands that must be refused."""
 
+import io
 import json
 import math
 import os
+import shutil
 import subprocess
 import sys
+from contextlib import redirect_stdout
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +15,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from dnipipe.checkpoint import load_checkpoint
+from dnipipe.checkpoint import load_checkpoint, newest_step
 from dnipipe.config import load_config
 from dnipipe.data import byte_corpus, stdlib_sources
 from dnipipe.observe.chunks import waits_between
@@ -27,7 +30,7 @@ QUICKSTART = ROOT / "launch" / "configs" / "quickstart.yaml"
 TINY = [
     "model.factory=launch.gpt:byte_gpt", "model.options={vocab_size: 256, seq_len: 32, width: 32, depth: 2, heads: 2}",
     "data.seq_len=32", "data.max_mb=1", "run.train_seconds=0", "run.steps=60", "run.batch_size=8", "run.eval_every_s=0",
-    "run.eval_batches=2", "run.log_every_steps=10", "run.sample_bytes=40", "run.trace_steps=[50, 53]",
+    "run.eval_batches=2", "run.log_every_steps=10", "run.sample_tokens=40", "run.trace_steps=[50, 53]",
 ]  # fmt: skip
 
 
@@ -59,7 +62,7 @@ def test_rank_0_knows_the_true_loss_which_falls(run, schedule):
     assert all(loss is not None and math.isfinite(loss) for loss in losses)
     assert abs(losses[0] - math.log(256)) < 0.3 and losses[-1] < losses[0] - 0.5
     assert all(0 <= record["loss_step"] < record["step"] for record in records)
-    assert all(record["bytes_per_s"] > 0 and record["elapsed_s"] > 0 for record in records)
+    assert all(record["tokens_per_s"] > 0 and record["elapsed_s"] > 0 for record in records)
 
 
 def test_only_a_schedule_that_predicts_has_a_cosine(run):
@@ -70,7 +73,8 @@ def test_only_a_schedule_that_predicts_has_a_cosine(run):
 def test_the_checkpoint_is_the_model_that_was_validated(run):
     """The stages' weights, loaded here into the whole model, give the bits per byte that the pipeline reported."""
     config = load_config(run[0] / "config.yaml")
-    stages = [load_checkpoint(run[0] / "checkpoint", stage) for stage in (0, 1)]
+    newest = run[0] / "checkpoint" / "DNI" / "step-00000060"
+    stages = [load_checkpoint(newest, stage) for stage in (0, 1)]
     assert [stage["step"] for stage in stages] == [60, 60]
     model = byte_gpt(**config.model.options)
     model.load_state_dict(stages[0]["model"] | stages[1]["model"], strict=True)
@@ -80,7 +84,7 @@ def test_the_checkpoint_is_the_model_that_was_validated(run):
         input, target = corpus.batch("validation", step=step, batch_size=8, seq_len=32, seed=0)
         with torch.no_grad():
             losses.append(F.cross_entropy(model(input).flatten(0, 1), target.flatten()).item())
-    (reported,) = [record["val_bpb"] for record in _records(run[0], "DNI") if "val_bpb" in record]
+    (reported,) = [record["val_bits"] for record in _records(run[0], "DNI") if "val_bits" in record]
     assert sum(losses) / 2 / math.log(2) == pytest.approx(reported, rel=1e-5)
 
 
@@ -102,11 +106,86 @@ def test_the_trace_shows_both_ranks_and_the_steps_asked_for(run, name):
 def test_the_table_has_a_row_for_each_schedule_and_the_end_says_which_won(run):
     output = run[1].stdout
     for schedule in ("DNI", "1F1B"):
-        val_bpb = _records(run[0], schedule)[-1]["val_bpb"]
+        val_bits = _records(run[0], schedule)[-1]["val_bits"]
         (row,) = [line for line in output.splitlines() if line.startswith("│") and f" {schedule} " in line]
-        assert " 60 " in row and f"{val_bpb:.3f}" in row
+        assert " 60 " in row and f"{val_bits:.3f}" in row
     assert output.count("In this run") == 1
     assert all(str(run[0] / name) in output for name in ("checkpoint", "config.yaml", "metrics.jsonl", "timeline.png"))
+
+
+def _go_on(folder, *overrides):
+    """(results, what it said) of each rank, in ranks that need no torchrun, which is quicker."""
+    arguments = [*TINY, "run.resume=auto", "run.sample_tokens=0", "run.trace_steps=[5, 8]", f"run.output_dir={folder}"]
+    return run_ranks(2, _run_trainer, [*arguments, *overrides])
+
+
+def _run_trainer(rank, world, arguments):
+    said = io.StringIO()
+    with redirect_stdout(said):
+        results = Trainer(load_config(QUICKSTART, arguments), world).run(torch.device("cpu"))
+    return results, said.getvalue()
+
+
+def _lines(folder):
+    """Which lines of metrics there are: (schedule, step, whether it was validated)."""
+    records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [(record["schedule"], record["step"], "val_bits" in record) for record in records]
+
+
+def test_a_finished_run_started_again_says_the_same_and_a_longer_one_goes_on(tmp_path):
+    (results, _), other = _go_on(tmp_path, "run.steps=10", "run.checkpoint_every_steps=4", "run.eval_every_s=0")
+    assert other[0] == results and [result.steps for result in results] == [10, 10]
+    picture, lines = (tmp_path / "timeline.png").read_bytes(), _lines(tmp_path)
+    assert ("DNI", 10, True) in lines and len(set(lines)) == len(lines)
+    (again, said), _ = _go_on(tmp_path, "run.steps=10")
+    assert again == results and said.count("goes on after step 10") == 2
+    assert _lines(tmp_path) == lines and (tmp_path / "timeline.png").read_bytes() == picture
+    shutil.rmtree(tmp_path / "checkpoint" / "1F1B" / "step-00000010")  # as if it had been killed before
+    (resumed, said), _ = _go_on(tmp_path, "run.steps=10")
+    assert "goes on after step 8" in said and [result.steps for result in resumed] == [10, 10]
+    assert resumed[0] == results[0] and resumed[1].val_bits == results[1].val_bits
+    lines = _lines(tmp_path)
+    assert len(set(lines)) == len(lines) and ("1F1B", 10, True) in lines
+    (longer, _), _ = _go_on(tmp_path, "run.steps=14")
+    assert [result.steps for result in longer] == [14, 14]
+    assert all(after.seconds > before.seconds for before, after in zip(resumed, longer, strict=True))
+    assert newest_step(tmp_path / "checkpoint" / "DNI") == 14
+    lines = _lines(tmp_path)
+    assert ("DNI", 14, True) in lines and ("1F1B", 14, True) in lines and len(set(lines)) == len(lines)
+
+
+def test_seconds_count_over_restarts(tmp_path):
+    once = [tmp_path, "run.steps=0", "run.compare_with=[]", "run.log_every_steps=2"]
+    ((first,), _), _ = _go_on(*once, "run.train_seconds=1")
+    ((second,), _), _ = _go_on(*once, "run.train_seconds=1.5")
+    elapsed_s = [record["elapsed_s"] for record in _records(tmp_path, "DNI")]
+    assert elapsed_s == sorted(elapsed_s)
+    assert first.steps < second.steps and 0.9 < first.seconds < 1.4 and 1.4 < second.seconds < 2.2
+
+
+def test_a_run_begins_anew_if_told_so_and_goes_on_only_by_the_same_settings(tmp_path):
+    once = [tmp_path, "run.compare_with=[]", "run.steps=4"]
+    _go_on(*once)
+    (tmp_path / "checkpoint" / "DNI" / "step-00000009.partial").mkdir()
+    for name in ("optim.clip", "run.seed"):
+        with pytest.raises(RuntimeError, match=rf"{name} = 3.*: the checkpoints in run.output_dir = .* were made with"):
+            _go_on(*once, f"{name}=3")
+    _, said = _go_on(*once, "optim.clip=3", "run.resume=never")[0]
+    assert "goes on" not in said and load_config(tmp_path / "config.yaml").optim.clip == 3
+    assert [path.name for path in (tmp_path / "checkpoint" / "DNI").glob("step-*")] == ["step-00000004"]
+    (tmp_path / "config.yaml").unlink()
+    with pytest.raises(RuntimeError, match="holds checkpoints of nobody knows which settings"):
+        _go_on(*once)
+
+
+def test_a_run_goes_on_with_another_number_of_ranks(tmp_path):
+    once = [*TINY, "run.resume=auto", "run.sample_tokens=0", f"run.output_dir={tmp_path}"]
+    for world, steps in ((2, 4), (3, 6), (1, 8)):
+        arguments = [*once, "model.options.depth=3", "pipeline.num_microbatches=4", f"run.steps={steps}"]
+        results, said = run_ranks(world, _run_trainer, arguments)[0]
+        assert [result.steps for result in results] == [steps, steps]
+        assert said.count("goes on in") == (0 if world == 2 else 2)
+    assert said.count("predictors begin anew") == 1  # 1F1B has none
 
 
 @pytest.mark.parametrize(
@@ -119,6 +198,7 @@ def test_the_table_has_a_row_for_each_schedule_and_the_end_says_which_won(run):
         ("model.options.width=33", "model.options = "),
         ("model.factory=gpt:byte_gtp", "model.factory = 'gpt:byte_gtp'"),
         ("data.files=[nowhere.txt]", "nowhere.txt"),
+        ("run.compare_with=[1F1B, DNI]", "run.compare_with = ['1F1B', 'DNI']: it must name other schedules"),
         ("pipeline.num_microbatches=1", "pipeline.num_microbatches = 1: 1F1B needs at least as many"),
     ],
 )
@@ -170,6 +250,7 @@ def test_every_schedule_starts_from_the_same_weights_and_sees_the_same_batches()
 def test_a_run_pauses_to_validate_and_ends_when_its_time_is_over():
     assert list(pauses(30, 10)) == [10, 20, 30]
     assert list(pauses(33, 10)) == [10, 20, 33]
+    assert list(pauses(33, 10, after_s=10)) == [20, 33] and list(pauses(33, 10, after_s=34)) == [33]
     assert list(pauses(5, 10)) == [5] and list(pauses(5, 0)) == [5] and list(pauses(0, 0)) == [math.inf]
     endless = pauses(0, 10)
     assert [next(endless) for _ in range(3)] == [10, 20, 30]

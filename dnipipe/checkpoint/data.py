@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import pickle
 import warnings
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -47,12 +48,21 @@ def save_checkpoint(
 
     Raises: TypeError: a value of another type; it names where.
     """
-    tensors: dict[str, Tensor] = {}
-    rest = json.dumps(_pack(state, f"stage{stage}", tensors))
-    tensors[f"stage{stage}/{REST}"] = torch.frombuffer(bytearray(rest.encode()), dtype=torch.uint8)
+    tensors = pack(stage, state)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Detected an existing checkpoint")
         save(tensors, checkpoint_id=folder, process_group=group)
+
+
+def pack(stage: int, state: dict[str, Any]) -> dict[str, Tensor]:
+    """The state of one stage as named tensors alone; they share memory with it.
+
+    Raises: TypeError: a value that is no data; it names where.
+    """
+    tensors: dict[str, Tensor] = {}
+    rest = json.dumps(_pack(state, f"stage{stage}", tensors))
+    tensors[f"stage{stage}/{REST}"] = torch.frombuffer(bytearray(rest.encode()), dtype=torch.uint8)
+    return tensors
 
 
 def load_checkpoint(folder: str | Path, stage: int) -> dict[str, Any]:
@@ -65,8 +75,8 @@ def load_checkpoint(folder: str | Path, stage: int) -> dict[str, Any]:
     sizes = reader.read_metadata().state_dict_metadata
     rest = f"stage{stage}/{REST}"
     if rest not in sizes:
-        stages = sorted(name.partition("/")[0] for name in sizes if name.endswith(f"/{REST}"))
-        raise ValueError(f"{folder} holds no stage {stage}, it holds {', '.join(stages)}")
+        stages = ", ".join(f"stage{each}" for each in _stages(sizes))
+        raise ValueError(f"{folder} holds no stage {stage}, it holds {stages}")
     tensors = {}
     for name, size in sizes.items():
         if name.startswith(f"stage{stage}/") and isinstance(size, TensorStorageMetadata):
@@ -76,6 +86,27 @@ def load_checkpoint(folder: str | Path, stage: int) -> dict[str, Any]:
         load(tensors, storage_reader=reader, no_dist=True)
     state: dict[str, Any] = _unpack(json.loads(bytes(tensors[rest].numpy())), tensors)
     return state
+
+
+def stages_of(folder: str | Path) -> int:
+    """How many stages a checkpoint holds; reads the index only."""
+    return len(_stages(_DataOnlyReader(folder).read_metadata().state_dict_metadata))
+
+
+def is_whole(folder: str | Path) -> bool:
+    """Whether the index is there, and every file that it names is as long as it says.
+
+    Raises: ValueError: an index that names foreign classes.
+    """
+    try:
+        places = _DataOnlyReader(folder).read_metadata().storage_data.values()
+        return all((Path(folder) / at.relative_path).stat().st_size >= at.offset + at.length for at in places)
+    except (OSError, EOFError, pickle.UnpicklingError):
+        return False
+
+
+def _stages(names: Iterable[str]) -> list[int]:
+    return sorted(int(name.removesuffix(f"/{REST}")[len("stage") :]) for name in names if name.endswith(f"/{REST}"))
 
 
 def _pack(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
