@@ -19,6 +19,7 @@ from .data import Corpus
 from .observe.chunks import waits_between, watch_chunks
 from .observe.trace import Span, Trace
 from .optim import StageOptimizer, learning_rate_at
+from .partition.recompute import recompute
 from .partition.sequential import named_layers, split_sequential
 from .schedule import ScheduleDNI
 
@@ -58,7 +59,8 @@ class Worker:
         stages = split_sequential(make_model(config.model), num_stages)
         self.cut = [[name for name, _ in named_layers(stage)] for stage in stages]
         """The layers of every stage, by name."""
-        self.module = stages[rank].to(device, getattr(torch, config.model.dtype))
+        module = recompute(stages[rank]) if config.model.recompute else stages[rank]
+        self.module = module.to(device, getattr(torch, config.model.dtype))
         self.stage = PipelineStage(self.module, rank, num_stages, device)
         self.trace = Trace(rank=rank, stage=rank, device=device, enabled=False)
         self.schedule = self._make_schedule(name)

@@ -15,7 +15,8 @@ DECODER = [
     "model.options={source: {model_type: llama, hidden_size: 32, intermediate_size: 64, num_hidden_layers: 4, "
     "num_attention_heads: 2, num_key_value_heads: 2, vocab_size: 64}, untie: true}",
     "model.dtype=bfloat16", "data.kind=tokens", "data.vocab_size=64", "run.sample_tokens=0", "run.compare_with=[]",
-    "optim.name=Muon", "optim.schedule=cosine", "optim.warmup_steps=5", "pipeline.unlock_after_steps=5",
+    "model.recompute=true", "optim.name=Muon", "optim.schedule=cosine", "optim.warmup_steps=5",
+    "pipeline.unlock_after_steps=5",
 ]  # fmt: skip
 
 
@@ -29,7 +30,7 @@ def test_a_dry_run_shows_split_memory_and_bubble_and_trains_nothing(tmp_path: Pa
     assert wrong.returncode == 2 and "pipeline.lag = 0" in wrong.stderr
 
 
-def test_a_decoder_learns_tokens_with_muon_in_bfloat16(tmp_path: Path) -> None:
+def test_a_decoder_learns_tokens_with_muon_in_bfloat16_recomputing(tmp_path: Path) -> None:
     pytest.importorskip("transformers", reason="the optional dependency that makes the decoder")
     walk = np.cumsum(np.random.default_rng(0).integers(0, 3, 200_000)) % 64  # the next token is one of three
     tokens = tmp_path / "tokens.bin"

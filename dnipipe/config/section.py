@@ -51,7 +51,7 @@ def _typed(full_name: str, value: Any, hint: Any) -> Any:
         return [_typed(f"{full_name}[{index}]", item, arguments[0]) for index, item in enumerate(value)]
     if hint is float:
         return _number(full_name, value)
-    if isinstance(value, bool) or not isinstance(value, origin or hint):
+    if isinstance(value, bool) is not (hint is bool) or not isinstance(value, origin or hint):
         raise ValueError(f"{full_name} = {value!r}: it must be a {(origin or hint).__name__}")
     return value
 

@@ -25,6 +25,10 @@ class ModelConfig(Section):
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Of weights, activations and gradients; with bfloat16 the optimizer steps on a float32 copy of the weights."""
 
+    recompute: bool = False
+    """Whether each layer runs forward again in its backward, instead of keeping its activations: less memory, and about
+    a third more time."""
+
     def _check(self) -> None:
         module, colon, function = self.factory.partition(":")
         names = [*module.split("."), function]
