@@ -22,7 +22,7 @@ class Runner(Protocol):
 
 @dataclass(frozen=True)
 class Timing:
-    """step_ms: milliseconds of a step in each round, on the slowest rank; share: the mean over the ranks instead."""
+    """step_ms: milliseconds of a step in each round, on the slowest rank; mean_ms: the mean over the ranks instead."""
 
     step_ms: list[float]
     mean_ms: list[float]

@@ -11,7 +11,7 @@ from rich.table import Table
 from .config import Config
 from .measure import Measurement, measure
 from .partition import LayerCost
-from .plan import Run, Schedule, Times, dni, gpipe, one_f_one_b, peak_in_flight, simulate
+from .plan import Run, Schedule, dni, gpipe, one_f_one_b, peak_in_flight, simulate
 from .trainer import Trainer
 
 GRADIENT_AND_MOMENTS = 3
@@ -26,7 +26,7 @@ def dry_run(config: Config, num_stages: int, device: torch.device, console: Cons
     Trainer(config, num_stages)
     measurement = measure(config, num_stages, device, console)
     show_measurement(measurement, console)
-    run = simulate(_schedule(config, num_stages), _times(measurement))
+    run = simulate(_schedule(config, num_stages), measurement.times())
     console.print(_memory_table(measurement, run))
     console.print(
         f"{run.schedule.name}: a step takes {float(run.step_ms):.1f} ms, {float(run.bubble):.1%} of it bubble, if each "
@@ -68,13 +68,6 @@ def _schedule(config: Config, num_stages: int) -> Schedule:
     if pipeline.policy == "wait":
         return dni.wait(num_stages, pipeline.num_microbatches)
     return dni.synthetic(num_stages, pipeline.num_microbatches, lag=pipeline.lag)
-
-
-def _times(measurement: Measurement) -> Times:
-    """To the microsecond: what is finer is noise, and the simulation counts in the finest digit."""
-    slowest = measurement.slowest
-    parts = (slowest.forward_ms, slowest.backward_ms / 2, slowest.backward_ms / 2, 0.0, measurement.interface_ms)
-    return Times.ms(*(f"{part:.3f}" for part in parts))
 
 
 def _memory_table(measurement: Measurement, run: Run) -> Table:

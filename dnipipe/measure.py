@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from fractions import Fraction
 from functools import partial
 from itertools import accumulate
 from statistics import median
@@ -19,6 +20,7 @@ from .config import Config
 from .interface import Learner, TensorMeta, build_interface, choose_interface
 from .partition import LayerCost, each_layer, split_sequential, stage_costs
 from .partition.cost import timed
+from .plan import Times
 from .worker import make_model, token_loss
 
 REPEATS = 5
@@ -44,6 +46,17 @@ class Measurement:
     def slowest(self) -> LayerCost:
         """The stage that takes longest."""
         return max(self.stages, key=lambda stage: stage.total_ms)
+
+    def times(self, transfer: object = 0) -> Times:
+        """To plan with, as if every stage took as long as the slowest; B and W are half of its backward each.
+
+        To the microsecond: what is finer is noise, and the simulation counts in the finest digit.
+        """
+        forward, backward, interface = (
+            Fraction(f"{time_ms:.3f}")
+            for time_ms in (self.slowest.forward_ms, self.slowest.backward_ms, self.interface_ms)
+        )
+        return Times.ms(forward, backward / 2, backward / 2, transfer, interface)
 
 
 def measure(config: Config, num_stages: int, device: torch.device, console: Console) -> Measurement:

@@ -11,9 +11,15 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
+from collections import deque
 from collections.abc import Sequence
 
 from torch import Tensor
+
+# The host may run this many exchanges ahead of a GPU before it makes sure that the oldest has really taken place; and
+# at the end of a step it makes sure of all (`confirm`). Else a dead neighbour leaves the host in whatever CUDA call the
+# caller makes next, where nothing can interrupt it.
+HOST_LEAD = 16
 
 
 class BoundaryError(RuntimeError):
@@ -59,6 +65,10 @@ class Exchange(ABC):
             self.boundary.wait_s += time.perf_counter() - start
         self._done = True
 
+    def confirm(self) -> None:
+        """Blocks the host until the GPU has done this exchange, where `wait` did not. Raises: BoundaryError."""
+        return
+
     @abstractmethod
     def _wait(self) -> None:
         """Waits once. Raises: RuntimeError or TimeoutError; BoundaryError for another exchange than this."""
@@ -81,6 +91,7 @@ class Boundary(ABC):
         self.rank, self.stage, self.peer, self.peer_stage = rank, stage, peer, peer_stage
         self.timeout_s = timeout_s
         self.wait_s = 0.0
+        self._unconfirmed: deque[Exchange] = deque()
 
     @abstractmethod
     def exchange(self, send: Sequence[Tensor], receive: Sequence[Tensor], *, microbatch: int) -> Exchange:
@@ -95,7 +106,14 @@ class Boundary(ABC):
 
         Raises: BoundaryError, as `wait`.
         """
-        return
+        while self._unconfirmed:
+            self._unconfirmed.popleft().confirm()
+
+    def bound_host_lead(self, newest: Exchange) -> None:
+        """To be told of each wait that did not block the host: it goes no further than HOST_LEAD beyond the GPU."""
+        self._unconfirmed.append(newest)
+        if len(self._unconfirmed) > HOST_LEAD:
+            self._unconfirmed.popleft().confirm()
 
     def describe_failure(self, microbatch: int, seconds: float, error: Exception) -> str:
         return (

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import struct
 import time
-from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -23,7 +22,7 @@ from torch import Tensor
 
 from .base import Boundary, BoundaryError, Exchange, reason_of
 from .ipc import HANDLE_BYTES, Place, address_of, copy, place_of
-from .paired import HOST_LEAD, PairedBoundary
+from .paired import PairedBoundary
 
 # number of the exchange; exchanges fetched; bytes sent; the slot's allocation and the offset in it
 NOTE = struct.Struct(f"<qqq{HANDLE_BYTES}sq")
@@ -68,7 +67,6 @@ class DirectBoundary(Boundary):
         self.stream = torch.cuda.Stream(device)
         self.posted = self.fetched = self.fetched_by_peer = 0
         self._slots: list[_Slot] = []
-        self._unconfirmed: deque[_DirectExchange] = deque()
         self.ready = [torch.cuda.Event(interprocess=True) for _ in range(depth)]
         self.taken = [torch.cuda.Event(interprocess=True) for _ in range(depth)]
         self._probe = torch.empty(1, dtype=torch.uint8, device=device)
@@ -130,16 +128,6 @@ class DirectBoundary(Boundary):
         self._slots.append(_Slot(memory, place_of(memory), number))
         return self._slots[-1]
 
-    def bound_host_lead(self, newest: _DirectExchange) -> None:
-        """As PairedBoundary does."""
-        self._unconfirmed.append(newest)
-        if len(self._unconfirmed) > HOST_LEAD:
-            self._unconfirmed.popleft().confirm()
-
-    def confirm(self) -> None:
-        while self._unconfirmed:
-            self._unconfirmed.popleft().confirm()
-
 
 class _DirectExchange(Exchange):
     boundary: DirectBoundary
@@ -181,7 +169,6 @@ class _DirectExchange(Exchange):
         self.receive = ()
 
     def confirm(self) -> None:
-        """Blocks the host until the GPU has copied what was received. Raises: BoundaryError."""
         assert self.there is not None, "only what was waited for is confirmed"
         start = time.perf_counter()
         while not self.there.query():

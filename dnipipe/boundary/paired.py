@@ -8,7 +8,6 @@ a gradient posted out of order would wait behind the activation it should have p
 from __future__ import annotations
 
 import time
-from collections import deque
 from collections.abc import Sequence
 from datetime import timedelta
 from functools import cached_property
@@ -19,11 +18,6 @@ from torch import Tensor
 
 from .arrival import Arrival
 from .base import Boundary, BoundaryError, Exchange
-
-# The host may run this many exchanges ahead of a GPU before it makes sure that the oldest has really taken place; and
-# at the end of a step it makes sure of all (`confirm`). Else a dead neighbour leaves the host in whatever CUDA call the
-# caller makes next, where nothing can interrupt it.
-HOST_LEAD = 16
 
 
 class PairedBoundary(Boundary):
@@ -38,7 +32,6 @@ class PairedBoundary(Boundary):
         super().__init__(rank=rank, stage=stage, peer=peer, peer_stage=peer_stage, timeout_s=timeout_s)
         self.group = group
         self.occupies_gpu = group is not None and dist.get_backend(group) == "nccl"
-        self._unconfirmed: deque[_PairedExchange] = deque()
 
     def exchange(self, send: Sequence[Tensor], receive: Sequence[Tensor], *, microbatch: int) -> Exchange:
         operations = [dist.P2POp(dist.isend, tensor, self.peer, self.group) for tensor in send]
@@ -55,16 +48,6 @@ class PairedBoundary(Boundary):
     @cached_property
     def side_stream(self) -> torch.cuda.Stream:
         return torch.cuda.Stream()
-
-    def bound_host_lead(self, newest: _PairedExchange) -> None:
-        """CUDA only: the host goes no further than HOST_LEAD exchanges beyond what the GPU has done."""
-        self._unconfirmed.append(newest)
-        if len(self._unconfirmed) > HOST_LEAD:
-            self._unconfirmed.popleft().confirm()
-
-    def confirm(self) -> None:
-        while self._unconfirmed:
-            self._unconfirmed.popleft().confirm()
 
 
 class _PairedExchange(Exchange):
@@ -98,7 +81,6 @@ class _PairedExchange(Exchange):
         return Arrival(self.works, self.boundary.side_stream)
 
     def confirm(self) -> None:
-        """Blocks the host until the GPU has done this exchange. Raises: BoundaryError."""
         assert self._arrival is not None, "only what was waited for is confirmed"
         start = time.perf_counter()
         try:

@@ -105,16 +105,12 @@ def _measured(options: argparse.Namespace, console: Console) -> Premises:
         highlight=False,
         soft_wrap=True,
     )
-    slowest, pipeline = measurement.slowest, config.pipeline
-    # to the microsecond: what is finer is noise, and the simulation counts in the finest digit
-    forward, backward, interface = (
-        f"{time_ms:.3f}" for time_ms in (slowest.forward_ms, slowest.backward_ms, measurement.interface_ms)
-    )
+    pipeline = config.pipeline
     return Premises(
         num_stages=options.stages,
         num_microbatches=pipeline.num_microbatches if options.microbatches is None else options.microbatches,
         lag=pipeline.lag if options.lag is None else options.lag,
-        times=_times(forward, backward, options.comm_ms, interface),
+        times=measurement.times(options.comm_ms),
         microbatch_bytes=max(stage.saved_bytes for stage in measurement.stages),
     )
 

@@ -12,7 +12,8 @@ import torch
 
 from dnipipe.boundary import Boundary, BoundaryError, PairedBoundary
 from dnipipe.boundary.arrival import Arrival
-from dnipipe.boundary.paired import HOST_LEAD, _PairedExchange
+from dnipipe.boundary.base import HOST_LEAD
+from dnipipe.boundary.paired import _PairedExchange
 from tests.boundary.sides import number, on_ranks, unconnected
 
 
