@@ -36,11 +36,11 @@ def generate(
         schedule: with eval(), whose last stage returns logits (B, T, V).
         prompt: at least one token. num_tokens: to add. vocab_size: only smaller tokens are drawn; None: of all V.
         temperature: above 0; the lower, the more often the likeliest token.
-        group: of all ranks, for CPU tensors: the last rank draws the token and tells the others.
+        group: of all stages in their order, for CPU tensors: the last draws the token and tells the others.
 
     Returns: prompt and continuation, on every rank.
     """
-    rank, last = dist.get_rank(), dist.get_world_size() - 1
+    rank, last = dist.get_rank(group), dist.get_world_size(group) - 1
     generator = torch.Generator().manual_seed(seed)
 
     def next_token(window: Tensor) -> Tensor:
@@ -53,7 +53,7 @@ def generate(
         token = torch.zeros(1, dtype=torch.int64)
         if rank == last:
             token = _draw(logits_BTV[0, len(window) - 1], vocab_size, temperature, generator)
-        dist.broadcast(token, src=last, group=group)
+        dist.broadcast(token, group_src=last, group=group)
         return token
 
     return _continue(prompt, num_tokens, seq_len, next_token)

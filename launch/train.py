@@ -7,6 +7,7 @@ One process is one stage. Settings are checked before the processes join: a wron
 from __future__ import annotations
 
 import os
+import platform
 import sys
 import time
 import traceback
@@ -19,19 +20,29 @@ from torch.distributed.elastic.multiprocessing.errors import record
 from dnipipe.config import load_config
 from dnipipe.dry_run import dry_run
 from dnipipe.trainer import Trainer
+from dnipipe.trainer.startup import Startup
 
 PATIENCE_S = 10.0
 DRY_RUN = "--dry-run"  # checks, measures and prints what a run would be, and trains nothing
 
 
-def choose_device(local_rank: int, local_world_size: int) -> torch.device:
-    """A GPU of its own for every process of this machine, or the CPU for all of them."""
+def choose_device(local_rank: int, local_world_size: int, share_gpus: bool) -> torch.device:
+    """A GPU of its own for every process of this machine, or a share of one, or the CPU for all of them."""
     num_gpus = torch.cuda.device_count()
-    if num_gpus >= local_world_size:
-        torch.cuda.set_device(local_rank)
-        return torch.device("cuda", local_rank)
+    if num_gpus >= local_world_size or (num_gpus > 0 and share_gpus):
+        if num_gpus < local_world_size:
+            # NCCL refuses two ranks on one GPU unless it takes them for two hosts, which talk over sockets
+            os.environ |= {"NCCL_HOSTID": f"{platform.node()}-{local_rank}"}
+            if int(os.environ["GROUP_WORLD_SIZE"]) == 1:
+                os.environ.setdefault("NCCL_SOCKET_IFNAME", "lo")
+        device = torch.device("cuda", local_rank % num_gpus)
+        torch.cuda.set_device(device)
+        return device
     if num_gpus and local_rank == 0:
-        print(f"{local_world_size} processes, {num_gpus} GPUs: each needs its own, so all run on the CPU")
+        print(
+            f"{local_world_size} processes, {num_gpus} GPUs: each needs its own, so all run on the CPU; to let them "
+            "share GPUs, set run.share_gpus=true"
+        )
     return torch.device("cpu")
 
 
@@ -48,6 +59,8 @@ def join(backend: str) -> None:
 @record  # so that torchrun's summary shows the error of the rank that failed first
 def main(arguments: list[str]) -> None:
     sys.path.append(os.getcwd())  # so that model.factory is also found where the user stands
+    startup = Startup()
+    startup.done("imports")
     rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     try:
         if not arguments or arguments[0] in ("-h", "--help"):
@@ -56,9 +69,9 @@ def main(arguments: list[str]) -> None:
         config = load_config(arguments[0], [each for each in arguments[1:] if each != DRY_RUN])
         if dry:
             if rank == 0:
-                dry_run(config, world_size, choose_device(0, 1), Console(highlight=False))
+                dry_run(config, world_size, choose_device(0, 1, False), Console(highlight=False))
             return
-        trainer = Trainer(config, world_size)
+        trainer = Trainer(config, world_size, startup)
         if "RANK" not in os.environ:
             raise ValueError("no ranks: start this with torchrun --nproc-per-node STAGES launch/train.py CONFIG.yaml")
     except (ValueError, OSError) as error:
@@ -66,10 +79,14 @@ def main(arguments: list[str]) -> None:
             time.sleep(PATIENCE_S)
         print(f"dnipipe: {error}", file=sys.stderr, flush=True)
         sys.exit(2)
-    device = choose_device(int(os.environ["LOCAL_RANK"]), int(os.environ["LOCAL_WORLD_SIZE"]))
+    local_rank, local_world_size = int(os.environ["LOCAL_RANK"]), int(os.environ["LOCAL_WORLD_SIZE"])
+    device = choose_device(local_rank, local_world_size, config.run.share_gpus)
     backend = "nccl" if device.type == "cuda" else "gloo"
     if rank == 0:
-        print(f"{world_size} processes, one stage of the model each, on {device.type} over {backend}", flush=True)
+        copies = f" in {config.pipeline.num_replicas} copies" if config.pipeline.num_replicas > 1 else ""
+        print(
+            f"{world_size} processes, one stage of the model each{copies}, on {device.type} over {backend}", flush=True
+        )
     join(backend)
     try:
         trainer.run(device)

@@ -9,18 +9,18 @@ import torch
 from torch import nn
 
 from dnipipe.cli import main
-from dnipipe.measure import Measurement
 from dnipipe.partition import LayerCost
 from dnipipe.plan.compare import compare, row_of, scale
 from dnipipe.plan.draw import draw_schedules
 from dnipipe.plan.simulate import Times
+from dnipipe.trainer.measure import Measurement
 
 FIELDS = ["schedule", "stages", "microbatches", "bubble", "peak_in_flight", "step_ms"]
 NAMES = ["GPipe", "1F1B", "ZB-H1", "DNI wait", "DNI synthetic", "DNI stale, tight", "DNI stale"]
 QUICKSTART = str(Path(__file__).parents[1] / "launch" / "configs" / "quickstart.yaml")
 TINY = [
     "model.factory=launch.gpt:byte_gpt", "model.options={vocab_size: 256, seq_len: 32, width: 32, depth: 2, heads: 2}",
-    "data.seq_len=32", "run.batch_size=12", "pipeline.num_microbatches=3",
+    "data.seq_len=32", "run.batch_size=12", "pipeline.num_microbatches=3", "pipeline.split=parameters",
 ]  # fmt: skip
 SLEEP_MS = 15
 
@@ -158,7 +158,7 @@ def test_a_config_is_measured_and_planned_with(tmp_path, capsys, monkeypatch):
 
 def test_the_slowest_stage_sets_the_times_and_the_fullest_the_memory(tmp_path, capsys, monkeypatch):
     stages = [LayerCost("a", 2.0, 4.0, 0, 3_000_000, 0), LayerCost("b", 3.0, 9.0, 0, 1_000_000, 0)]
-    measured = Measurement((4, 32), "paper", stages, stages, "mlp", 1.5)
+    measured = Measurement((4, 32), "paper", stages, [1, 1], "mlp", 1.5)
     monkeypatch.setattr("dnipipe.cli.plan.measure", lambda *arguments: measured)
     arguments = ["--stages", "2", "--config", QUICKSTART, *TINY, "pipeline.lag=1", "--comm-ms", "20"]
     rows = {row["schedule"]: row for row in _rows(tmp_path, *arguments)}
@@ -220,7 +220,7 @@ def test_one_stage_predicts_nothing(tmp_path, capsys):
         ([*SLEEPY, "--interface-ms", "0"], "--interface-ms and --config"),
         (["pipeline.lagg=1"], "there is no setting pipeline.lagg; did you mean pipeline.lag?"),
         (["model.factory=nowhere:model"], "model.factory = 'nowhere:model': No module named 'nowhere'"),
-        ([f"model.factory={__name__}:one_layer", "model.options={}"], "splits an nn.Sequential, got Linear"),
+        ([f"model.factory={__name__}:one_layer", "model.options={}"], "made a Linear, and only the layers of"),
         ([*SLEEPY, "--stages", "4"], "num_stages = 4; 3 layers make at least 1 and at most 3 stages"),
         ([*TINY, "model.options.seq_len=16"], "layer 0 Embedding cannot be measured on a torch.int64 of shape (4, 32)"),
         ([*SLEEPY, "pipeline.interface=conv"], "pipeline.interface = 'conv': interface 'conv' takes an activation of"),

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from dnipipe.cli import main
-from tests.test_trainer import TINY, _records, _train
+from tests.trainer.test_trainer import TINY, _records, _train
 
 DECODER = [
     "model.factory=dnipipe.partition:decoder_as_sequential",

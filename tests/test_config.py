@@ -51,6 +51,14 @@ def test_an_override_reaches_one_entry_of_a_mapping(tmp_path):
     assert config.model.options == {"depth": 2, "width": 64, "x": [1]}
 
 
+def test_an_override_reaches_any_depth(tmp_path):
+    text = "model: {options: {source: {n_layer: 8, n_head: 2}, untie: true}}"
+    config = _load(tmp_path, text, "model.options.source.n_layer=2", "model.options.new.deep.entry=1")
+    assert config.model.options == {
+        "source": {"n_layer": 2, "n_head": 2}, "untie": True, "new": {"deep": {"entry": 1}},
+    }  # fmt: skip
+
+
 def test_an_override_may_be_a_list_or_null(tmp_path):
     config = _load(tmp_path, "", "run.compare_with=[1F1B, GPipe]", "pipeline.unlock_after_steps=null")
     assert config.run.compare_with == ["1F1B", "GPipe"]
@@ -214,9 +222,10 @@ def test_every_field_says_below_itself_what_it_is():
 
 
 def test_explain_tells_type_default_and_meaning_of_what_begins_so():
-    (clip,) = explain("optim.clip")
+    clip, clip_by = explain("optim.clip")
+    assert clip_by.default == "stage"
     assert (clip.type, clip.default) == ("float", "1.0")
-    assert clip.meaning == "Largest gradient norm of one stage; at least 0, and 0 does not clip."
+    assert clip.meaning == "Largest gradient norm; at least 0, and 0 does not clip."
     assert {each.name.partition(".")[0] for each in explain("run")} == {"run"}
     (options,) = explain("model.options")
     assert options.default == "{}"

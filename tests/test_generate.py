@@ -6,16 +6,17 @@ import torch.distributed as dist
 from dnipipe.config import load_config
 from dnipipe.data import byte_corpus, stdlib_sources
 from dnipipe.generate import generate, generate_alone, printable
-from dnipipe.worker import Worker, make_model
+from dnipipe.trainer.model import make_model
 from tests.ranks import run_ranks
-from tests.test_trainer import QUICKSTART, TINY
+from tests.trainer.test_trainer import QUICKSTART, TINY
+from tests.trainer.workers import make_worker
 
 PROMPT, NUM_TOKENS, SEQ_LEN = list(b"def "), 40, 32
 
 
 def _generate(rank, world, name):
     config = load_config(QUICKSTART, TINY)
-    worker = Worker(config, name, byte_corpus(stdlib_sources(), max_bytes=10**6), torch.device("cpu"))
+    worker = make_worker(config, name, byte_corpus(stdlib_sources(), max_bytes=10**6))
     worker.train_step(0)
     with torch.no_grad():
         for parameter in worker.module.parameters():  # else the next byte would hardly depend on those before it

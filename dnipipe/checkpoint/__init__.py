@@ -2,7 +2,6 @@
 
 from .data import load_checkpoint as load_checkpoint
 from .data import save_checkpoint as save_checkpoint
-from .data import stages_of as stages_of
 from .folder import CheckpointFolder as CheckpointFolder
 from .folder import newest_step as newest_step
 from .folder import step_folder as step_folder

@@ -88,11 +88,6 @@ def load_checkpoint(folder: str | Path, stage: int) -> dict[str, Any]:
     return state
 
 
-def stages_of(folder: str | Path) -> int:
-    """How many stages a checkpoint holds; reads the index only."""
-    return len(_stages(_DataOnlyReader(folder).read_metadata().state_dict_metadata))
-
-
 def is_whole(folder: str | Path) -> bool:
     """Whether the index is there, and every file that it names is as long as it says.
 

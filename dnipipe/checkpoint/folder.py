@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict_saver import save
 
-from .data import is_whole, load_checkpoint, pack, stages_of
+from .data import is_whole, load_checkpoint, pack
 
 PARTIAL = ".partial"
 
@@ -27,17 +27,25 @@ class CheckpointFolder:
     """Saves after a step and lets the training go on; finds and loads the newest. Every rank makes one, together.
 
     Args:   folder: the same for all ranks; made by the first save. keep_last: whole checkpoints to keep, at least 1.
-            group: of all ranks, gloo; rank r of it saves stage r. latest() alone sends over it.
+            group: of all ranks, gloo; rank r of it saves state r. latest() alone sends over it.
+            writers: a group of the same ranks, gloo, used for nothing else meanwhile; None: made here.
     Raises: ValueError: keep_last below 1.
     """
 
-    def __init__(self, folder: str | Path, *, keep_last: int, group: dist.ProcessGroup) -> None:
+    def __init__(
+        self,
+        folder: str | Path,
+        *,
+        keep_last: int,
+        group: dist.ProcessGroup,
+        writers: dist.ProcessGroup | None = None,
+    ) -> None:
         if keep_last < 1:
             raise ValueError(f"keep_last must be at least 1 checkpoint, got {keep_last}")
         self.folder, self.keep_last, self.group = Path(folder), keep_last, group
         self.rank = dist.get_rank(group)
         # of the writing threads alone, whose messages must not mix with the training's
-        self._writers = dist.new_group(dist.get_process_group_ranks(group), backend="gloo")
+        self._writers = writers or dist.new_group(dist.get_process_group_ranks(group), backend="gloo")
         self._thread: Thread | None = None
         self._failure: BaseException | None = None
 
@@ -79,10 +87,6 @@ class CheckpointFolder:
         newest = [newest_step(self.folder) if self.rank == 0 else None]
         dist.broadcast_object_list(newest, group=self.group, group_src=0)
         return newest[0]
-
-    def stages_of(self, step: int) -> int:
-        """Of how many stages the checkpoint after a step is."""
-        return stages_of(step_folder(self.folder, step))
 
     def load(self, step: int, stage: int) -> dict[str, Any]:
         """What a stage saved after a step, tensors on the CPU.

@@ -12,12 +12,13 @@ from pathlib import Path
 
 from rich.console import Console
 
-from dnipipe.checkpoint import load_checkpoint, newest_step, reshard, stages_of, step_folder
+from dnipipe.checkpoint import load_checkpoint, newest_step, reshard, step_folder
 from dnipipe.config import load_config
 from dnipipe.generate import generate_alone, printable
+from dnipipe.partition import shared_names
 from dnipipe.report import CHECKPOINTS, CONFIG
 from dnipipe.trainer import read_corpus
-from dnipipe.worker import make_model
+from dnipipe.trainer.model import make_model
 
 
 def add_arguments(generate: argparse.ArgumentParser) -> None:
@@ -45,8 +46,9 @@ def run(options: argparse.Namespace, console: Console) -> None:
         raise ValueError(f"{folder} holds no checkpoint: give the folder of a run, and a --schedule that it ran")
     whole = step_folder(folder, step)
     model = make_model(config.model).eval()
-    states = (load_checkpoint(whole, stage) for stage in range(stages_of(whole)))
-    model.load_state_dict(reshard(states, model)["model"])
+    num_stages = len(load_checkpoint(whole, 0)["cut"])
+    states = (load_checkpoint(whole, stage) for stage in range(num_stages))
+    model.load_state_dict(reshard(states, model, shared_names(model))["model"])
     corpus = read_corpus(config)
     tokens = generate_alone(
         model,

@@ -21,10 +21,11 @@ from rich.table import Table
 
 from dnipipe.config import load_config
 from dnipipe.dry_run import show_measurement
-from dnipipe.measure import measure
 from dnipipe.plan import ASSUMPTIONS, Row, Run, Times, activation_bytes, compare, row_of, scale
 from dnipipe.plan.dni import DEFAULT_LAG
 from dnipipe.plan.draw import draw_schedules
+from dnipipe.trainer.measure import measure
+from dnipipe.trainer.model import make_model
 
 MEASURED = ("forward_ms", "backward_ms", "interface_ms")
 
@@ -97,7 +98,7 @@ def _measured(options: argparse.Namespace, console: Console) -> Premises:
     sys.path.append(os.getcwd())  # so that model.factory is found where the user stands, as by launch/train.py
     config = load_config(options.config[0], options.config[1:])
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    measurement = measure(config, options.stages, device, console)
+    measurement = measure(config, make_model(config.model), options.stages, device, console)
     show_measurement(measurement, console)
     console.print(
         f"Planned as if every stage took as long as the slowest, {measurement.slowest.name}, with B and W half of its "

@@ -64,6 +64,11 @@ def _put(given: dict[str, dict[str, Any]], full_name: str, value: Any) -> None:
     if each is None or (entry and each.default_factory is not dict):
         beside = [other for other in known if other.startswith(f"{section}.")] or given
         raise ValueError(f"there is no setting {full_name}; {nearest(full_name, known, beside)}")
-    if entry:
-        value = {**given[section].get(name, {}), entry: value}
-    given[section][name] = value
+    given[section][name] = _with(given[section].get(name), entry.split("."), value) if entry else value
+
+
+def _with(mapping: Any, path: list[str], value: Any) -> dict[str, Any]:
+    """The mapping with one entry replaced, however deep; what is no mapping on the way there becomes one."""
+    entries = mapping if isinstance(mapping, dict) else {}
+    name, *rest = path
+    return {**entries, name: _with(entries.get(name), rest, value) if rest else value}

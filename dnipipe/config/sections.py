@@ -28,6 +28,8 @@ class ModelConfig(Section):
     recompute: bool = False
     """Whether each layer runs forward again in its backward, instead of keeping its activations: less memory, and about
     a third more time."""
+    compile: bool = False
+    """Whether torch.compile makes kernels of each layer: a slower start for faster steps; needs a compiler."""
 
     def _check(self) -> None:
         module, colon, function = self.factory.partition(":")
@@ -79,8 +81,21 @@ class PipelineConfig(Section):
 
     schedule: ScheduleName = "DNI"
     """DNI, 1F1B or GPipe."""
+    num_replicas: int = 1
+    """Copies of the whole pipeline, each on its share of a batch; at least 1, a divisor of the number of processes:
+    there are processes / num_replicas stages."""
     num_microbatches: int = 4
-    """Micro-batches in a step; at least 1, a divisor of run.batch_size, and for 1F1B at least the number of stages."""
+    """Micro-batches in a pass of the schedule; at least 1, and for 1F1B at least the number of stages."""
+    accumulate: int = 1
+    """Passes of the schedule, over as many microbatches each, for one optimizer step; at least 1."""
+    split: Literal["measured", "parameters"] = "measured"
+    """What the stages are balanced by: the time that each layer takes here, or its parameters, which is the same each
+    time. Cut once per run: kept in run.output_dir for when it goes on."""
+    layers_per_stage: list[int] = field(default_factory=list)
+    """The cut itself, instead: one number, at least 1, for each stage. Empty: balanced."""
+    max_stage_gb: float | None = None
+    """Weights, gradients, optimizer and activations that a stage may have, in GB; above 0. null: what its GPU has for
+    it, and no limit on a CPU."""
     policy: Literal["auto", "wait", "synthetic"] = "auto"
     """Which gradient a stage uses: see dnipipe/schedule/policy.py."""
     interface: Literal["auto", "linear", "mlp", "conv", "local_head", "transformer"] = "auto"
@@ -89,10 +104,15 @@ class PipelineConfig(Section):
     """Micro-batches from an activation to the true gradient that travels beside it; at least 1."""
     unlock_after_steps: int | None = None
     """Steps under `wait` before the policy begins; at least 0, null for the policy's own number."""
+    transport: Literal["auto", "group", "direct"] = "auto"
+    """What carries DNI's exchanges: NCCL or gloo, or direct copies between GPUs of one host; auto takes these where all
+    stages share one GPU."""
 
     def _check(self) -> None:
-        self._require("num_microbatches", self.num_microbatches >= 1, "at least 1")
-        self._require("lag", self.lag >= 1, "at least 1")
+        for name in ("num_replicas", "num_microbatches", "accumulate", "lag"):
+            self._require(name, getattr(self, name) >= 1, "at least 1")
+        self._require("layers_per_stage", all(each >= 1 for each in self.layers_per_stage), "numbers of at least 1")
+        self._require("max_stage_gb", self.max_stage_gb is None or self.max_stage_gb > 0, "above 0, or null")
         unlock = self.unlock_after_steps
         self._require("unlock_after_steps", unlock is None or unlock >= 0, "at least 0, or null")
 
@@ -120,7 +140,10 @@ class OptimConfig(Section):
     warmup_steps: int = 100
     """Steps over which the learning rate rises from 0; at least 0."""
     clip: float = 1.0
-    """Largest gradient norm of one stage; at least 0, and 0 does not clip."""
+    """Largest gradient norm; at least 0, and 0 does not clip."""
+    clip_by: Literal["stage", "travelling"] = "stage"
+    """Whose norm: of each stage by itself, or of all stages, where the others' is one step old, so that none waits
+    until it is a whole step ahead."""
 
     def _check(self) -> None:
         decays = len(self.betas) == 2 and all(0 <= beta < 1 for beta in self.betas)
@@ -142,7 +165,7 @@ class RunConfig(Section):
     seed: int = 0
     """Of weights and batches; at least 0."""
     batch_size: int = 16
-    """Sequences in a step, over all its microbatches; at least 1."""
+    """Sequences in an optimizer step, over all replicas, passes and microbatches, and a multiple of their product."""
     train_seconds: float = 60.0
     """Seconds of training, evaluation not counted; at least 0, and 0 trains for run.steps instead."""
     steps: int = 0
@@ -172,6 +195,15 @@ class RunConfig(Section):
     """Schedules that train the same model on the same batches after pipeline.schedule, each for as long."""
     trace_steps: list[int] = field(default_factory=list)
     """Two numbers: the first step to trace, and the first no longer to trace. Empty traces none."""
+    report: bool = True
+    """Whether rank 0 ends with run.output_dir/report.html, which takes it a few seconds."""
+    tensorboard: bool = False
+    """Whether metrics also go to run.output_dir/tensorboard, for tensorboard --logdir; needs dnipipe[tensorboard]."""
+    peak_tflops: float | None = None
+    """What one device could do at model.dtype, in 10^12 floating-point operations a second, for the share that is made
+    of it (MFU); above 0. null: what is known of the GPU, and no MFU on a CPU."""
+    share_gpus: bool = False
+    """Whether processes may share a GPU where there are too few; launch/one_card.sh gives each its part."""
 
     def _check(self) -> None:
         for name in ("seed", "train_seconds", "steps", "eval_every_s", "sample_tokens", "checkpoint_every_steps"):
@@ -187,6 +219,7 @@ class RunConfig(Section):
             "0, or run.train_seconds 0, for one of them ends the run",
         )
         self._require("output_dir", self.output_dir != "", "a folder")
+        self._require("peak_tflops", self.peak_tflops is None or self.peak_tflops > 0, "above 0, or null")
         window = self.trace_steps
         in_order = window == [] or (len(window) == 2 and 0 <= window[0] < window[1])
         self._require("trace_steps", in_order, "empty or two growing numbers from 0")
@@ -203,10 +236,12 @@ class Config:
     run: RunConfig = field(default_factory=RunConfig)
 
     def __post_init__(self) -> None:
-        if self.run.batch_size % self.pipeline.num_microbatches:
+        pipeline = self.pipeline
+        parts = pipeline.num_replicas * pipeline.accumulate * pipeline.num_microbatches
+        if self.run.batch_size % parts:
             raise ValueError(
-                f"run.batch_size = {self.run.batch_size}: it must be a multiple of pipeline.num_microbatches = "
-                f"{self.pipeline.num_microbatches}"
+                f"run.batch_size = {self.run.batch_size}: it must be a multiple of pipeline.num_replicas x accumulate "
+                f"x num_microbatches = {pipeline.num_replicas} x {pipeline.accumulate} x {pipeline.num_microbatches}"
             )
         if self.run.sample_tokens and self.data.kind == "tokens" and self.data.tokenizer is None:
             raise ValueError(
@@ -217,6 +252,12 @@ class Config:
                 f"optim.schedule = 'cosine' with run.steps = {self.run.steps}: it falls from optim.warmup_steps = "
                 f"{self.optim.warmup_steps} to run.steps, which must be more (train_seconds: 0), or take constant"
             )
+
+    @property
+    def microbatch_size(self) -> int:
+        """Sequences in a microbatch."""
+        pipeline = self.pipeline
+        return self.run.batch_size // (pipeline.num_replicas * pipeline.accumulate * pipeline.num_microbatches)
 
     def to_yaml(self) -> str:
         """Every setting, given or default, as load_config() reads it back."""

@@ -6,6 +6,7 @@ in the stream; they are read only by export(), which waits for the device once.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -120,3 +121,15 @@ class _OpenSpan(AbstractContextManager[None]):
 
     def __exit__(self, *exception: object) -> None:
         self._trace._marks.append((self._name, self._microbatch, self._start, self._trace._mark()))
+
+
+def idle_share(spans: Sequence[Span]) -> float:
+    """The share of the time of one rank's spans, 0 to 1, in which it did nothing but wait; nan without any."""
+    if not spans:
+        return math.nan
+    start_s, end_s = min(span.start_s for span in spans), max(span.end_s for span in spans)
+    busy_s, until_s = 0.0, start_s
+    for span in sorted((span for span in spans if span.name != "wait"), key=lambda span: span.start_s):
+        busy_s += max(0.0, span.end_s - max(span.start_s, until_s))
+        until_s = max(until_s, span.end_s)
+    return 1 - busy_s / (end_s - start_s) if end_s > start_s else math.nan

@@ -7,18 +7,20 @@ only one layer at a time must find room on the device.
 from __future__ import annotations
 
 import copy
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import accumulate, chain
+from itertools import chain
 from statistics import median
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
-from .sequential import named_layers
+from .sequential import named_layers, runs
 
 ResultT = TypeVar("ResultT")
 
@@ -29,7 +31,12 @@ class LayerCost:
 
     Fields: name: in the model, and the class, as in "3 Block". forward_ms, backward_ms: the latter of both input and
             weights. parameter_bytes: of its weights. saved_bytes: what it keeps from forward to backward beside
-            weights and buffers. output_bytes: what it hands on.
+            weights and buffers. output_bytes: what it hands on. forward_flops: floating-point operations of its
+            forward, without the loss, a multiply-add counted as two.
+
+    forward_flops are those that torch's FlopCounterMode knows: matrix products, convolutions and attention, of which
+    causal attention and any other mask count in full, as if every token looked at every one. What is done number by
+    number counts nothing, and neither does a fused kernel that it does not know, such as an LSTM's on a CPU.
     """
 
     name: str
@@ -38,6 +45,7 @@ class LayerCost:
     parameter_bytes: int
     saved_bytes: int
     output_bytes: int
+    forward_flops: int = 0
 
     @property
     def total_ms(self) -> float:
@@ -91,9 +99,7 @@ def stage_costs(layers: Sequence[LayerCost], lengths: Sequence[int]) -> list[Lay
 
     Raises: ValueError: a stage without layers, or lengths that are not all layers together.
     """
-    if sum(lengths) != len(layers) or any(length < 1 for length in lengths):
-        raise ValueError(f"lengths = {list(lengths)}: stages of at least 1 layer, {len(layers)} layers together")
-    return [_sum(layers[end - length : end]) for length, end in zip(lengths, accumulate(lengths), strict=True)]
+    return [_sum(layers[start:end]) for start, end in runs(lengths, len(layers))]
 
 
 def timed(work: Callable[[], ResultT], device: torch.device) -> tuple[float, ResultT]:
@@ -115,24 +121,29 @@ class _Run:
 
     def measure(self, h: Tensor, repeats: int) -> tuple[LayerCost, Tensor]:
         """The cost at the input h, and the output, which needs a gradient where the layer's does."""
-        output, saved_bytes = self._warm_up(h)
+        output, saved_bytes, forward_flops = self._warm_up(h)
         times = [self._times(h) for _ in range(repeats)]
         forward_ms, backward_ms = (median(column) for column in zip(*times, strict=True))
         parameter_bytes = sum(_bytes(parameter) for parameter in self.layer.parameters())
-        return LayerCost(self.name, forward_ms, backward_ms, parameter_bytes, saved_bytes, _bytes(output)), output
+        cost = LayerCost(
+            self.name, forward_ms, backward_ms, parameter_bytes, saved_bytes, _bytes(output), forward_flops
+        )
+        return cost, output
 
-    def _warm_up(self, h: Tensor) -> tuple[Tensor, int]:
-        """The output, and the bytes saved. Not timed: counting takes time, too."""
-        saved = _Saved(self.layer)
+    def _warm_up(self, h: Tensor) -> tuple[Tensor, int, int]:
+        """The output, the bytes saved, and the operations. Not timed: counting takes time, too."""
+        saved, flops = _Saved(self.layer), FlopCounterMode(display=False, custom_mapping=_UNKNOWN_TO_TORCH)
         with saved.watching():
-            output, result = self._forward(self._entry(h))
+            with flops:
+                output = self._output(self._entry(h))
+            result = self._result(output)
         if result.requires_grad:
             self._backward(result)
-        return output.detach().requires_grad_(output.requires_grad), saved.num_bytes
+        return output.detach().requires_grad_(output.requires_grad), saved.num_bytes, flops.get_total_flops()
 
     def _times(self, h: Tensor) -> tuple[float, float]:
         entry = self._entry(h)
-        forward_ms, (_, result) = timed(lambda: self._forward(entry), h.device)
+        forward_ms, result = timed(lambda: self._result(self._output(entry)), h.device)
         if not result.requires_grad:
             return forward_ms, 0.0
         backward_ms, _ = timed(lambda: self._backward(result), h.device)
@@ -142,12 +153,15 @@ class _Run:
         # a clone, because a layer may work in place, which a leaf that needs a gradient does not allow
         return h.detach().requires_grad_(h.requires_grad).clone()
 
-    def _forward(self, entry: Tensor) -> tuple[Tensor, Tensor]:
-        """The layer's output, and where its backward starts."""
+    def _output(self, entry: Tensor) -> Tensor:
         output = self.layer(entry)
         if not isinstance(output, Tensor):
             raise TypeError(f"it returned a {type(output).__name__}, and a layer must return one tensor")
-        return output, output if self.loss is None else self.loss(output)
+        return output
+
+    def _result(self, output: Tensor) -> Tensor:
+        """Where the backward starts."""
+        return output if self.loss is None else self.loss(output)
 
     def _backward(self, result: Tensor) -> None:
         torch.autograd.backward(result, torch.ones_like(result))
@@ -185,7 +199,17 @@ def _sum(layers: Sequence[LayerCost]) -> LayerCost:
         parameter_bytes=sum(layer.parameter_bytes for layer in layers),
         saved_bytes=sum(layer.saved_bytes for layer in layers),
         output_bytes=last.output_bytes,
+        forward_flops=sum(layer.forward_flops for layer in layers),
     )
+
+
+def _attention_flops(query: torch.Size, key: torch.Size, value: torch.Size, *_: Any, **__: Any) -> int:
+    """Queries times keys, then times values, as torch counts it on a GPU. Each (B, H, T, D); keys may have fewer H."""
+    return 2 * math.prod(query[:-1]) * key[-2] * (query[-1] + value[-1])
+
+
+# without it, attention counts nothing on a CPU (torch 2.13)
+_UNKNOWN_TO_TORCH = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops}
 
 
 def _bytes(tensor: Tensor) -> int:

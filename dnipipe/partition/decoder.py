@@ -16,7 +16,8 @@ import torch
 from torch import nn
 
 from .families import HEAD, Block, Embedding, Head, Part, family_of, row_of
-from .sequential import named_layers, split_sequential
+from .sequential import cut_sequential, named_layers, split_sequential
+from .ties import part_ties
 
 WEIGHTS = "model.safetensors"
 
@@ -211,7 +212,4 @@ def _end_weight(part: Part) -> nn.Parameter:
 
 def _part_ends(row: nn.Sequential) -> None:
     """Gives the head a weight of its own, if it has none."""
-    first, last = row[0], row[-1]
-    assert isinstance(first, Embedding) and isinstance(last, Head)
-    if last.project.weight is first.tokens.weight:
-        last.project.weight = nn.Parameter(first.tokens.weight.detach().clone())
+    part_ties(cut_sequential(row, [1, len(row) - 1]))

@@ -1,19 +1,14 @@
-"""Cuts a row of layers into stages so that the dearest stage is as cheap as can be.
-
-Source: the ordered partition problem of Skiena, The Algorithm Design Manual (its chapter on dynamic programming), with
-the inner minimum found by bisection: Pinar and Aykanat, Fast Optimal Load Balancing Algorithms for 1D Partitioning,
-J. Parallel Distrib. Comput. 64(8), 2004.
-"""
+"""Cuts a row of layers into stages, by numbers of layers or so that the dearest stage is as cheap as can be."""
 
 from __future__ import annotations
 
-import math
-from bisect import bisect_left
 from collections import OrderedDict
 from collections.abc import Sequence
-from itertools import accumulate
+from itertools import accumulate, pairwise
 
 from torch import nn
+
+from .balance import balanced_cuts as balanced_cuts
 
 
 def split_sequential(
@@ -33,59 +28,38 @@ def split_sequential(
     Raises:  ValueError: fewer layers than stages, weights that do not fit the model, or a parameter of two stages.
              TypeError: the model is no nn.Sequential.
     """
-    if not isinstance(model, nn.Sequential):
-        raise TypeError(
-            f"split_sequential() splits an nn.Sequential, got {type(model).__name__}: wrap its layers in one"
-        )
-    layers = named_layers(model)
+    layers = _row("split_sequential", model)
     costs = [_default_cost(layer) for _, layer in layers] if weights is None else list(weights)
     if len(costs) != len(layers):
         raise ValueError(
             f"weights has {len(costs)} numbers, the model has {len(layers)} layers: give one for each layer"
         )
-    cuts = balanced_cuts(costs, num_stages)
-    stages = [nn.Sequential(OrderedDict(layers[a:b])) for a, b in zip([0, *cuts], [*cuts, len(layers)], strict=True)]
+    edges = [0, *balanced_cuts(costs, num_stages), len(layers)]
+    stages = cut_sequential(model, [end - start for start, end in pairwise(edges)])
     _refuse_shared_parameters(stages)
     return stages
 
 
-def balanced_cuts(costs: Sequence[float], num_stages: int) -> list[int]:
-    """Where to cut a row of costs into num_stages runs, none empty, so that the largest sum of a run is smallest.
+def cut_sequential(model: nn.Sequential, lengths: Sequence[int]) -> list[nn.Sequential]:
+    """Cuts a model into stages of so many layers each: its own layers, not copies, under their own names.
 
-    Returns: num_stages - 1 growing indices; run k is costs[cuts[k - 1]:cuts[k]].
-    Raises:  ValueError: fewer costs than stages, or a cost that is negative or not finite.
+    A parameter that two stages share stays one parameter: part_ties() gives each a copy.
+
+    Raises: ValueError: a stage without layers, or lengths that are not all layers together.
+            TypeError: the model is no nn.Sequential.
     """
-    if not 1 <= num_stages <= len(costs):
-        raise ValueError(
-            f"num_stages = {num_stages}; {len(costs)} layers make at least 1 and at most {len(costs)} stages"
-        )
-    for index, cost in enumerate(costs):
-        if not (cost >= 0 and math.isfinite(cost)):
-            raise ValueError(f"the cost of layer {index} is {cost}; it must be finite and at least 0")
-    total = [0.0, *accumulate(costs)]
-    ends = range(len(costs) + 1)
-    # dearest[end]: the smallest possible cost of the dearest stage when layers 0..end-1 make the stages so far
-    dearest = list(total)
-    last_cuts: list[list[int]] = []
-    for stage in range(1, num_stages):
-        # As the cut moves right the stages before it grow and the stage after it shrinks: the best cut is beside the
-        # first at which they cross. The first `stage` layers are one stage each, so no cut lies before `stage`.
-        cuts = [_best_cut(dearest, total, stage, end) for end in ends[stage + 1 :]]
-        later = [max(dearest[cut], total[end] - total[cut]) for cut, end in zip(cuts, ends[stage + 1 :], strict=True)]
-        dearest = [math.inf] * (stage + 1) + later
-        last_cuts.append([0] * (stage + 1) + cuts)
-    found = [len(costs)]
-    for row in reversed(last_cuts):
-        found.append(row[found[-1]])
-    return found[:0:-1]
+    layers = _row("cut_sequential", model)
+    return [nn.Sequential(OrderedDict(layers[start:end])) for start, end in runs(lengths, len(layers))]
 
 
-def _best_cut(dearest: Sequence[float], total: Sequence[float], first: int, end: int) -> int:
-    """The cut in first..end-1 that makes max(stages before, stage after) smallest."""
-    cut = bisect_left(range(end), True, lo=first, hi=end - 1, key=lambda cut: dearest[cut] >= total[end] - total[cut])
-    if cut > first and total[end] - total[cut - 1] <= max(dearest[cut], total[end] - total[cut]):
-        return cut - 1
-    return cut
+def runs(lengths: Sequence[int], num_layers: int) -> list[tuple[int, int]]:
+    """Where each stage of so many layers starts and ends: stage k is layers[start:end].
+
+    Raises: ValueError: a stage without layers, or lengths that are not all layers together.
+    """
+    if sum(lengths) != num_layers or any(length < 1 for length in lengths):
+        raise ValueError(f"lengths = {list(lengths)}: stages of at least 1 layer, {num_layers} layers together")
+    return list(pairwise([0, *accumulate(lengths)]))
 
 
 def named_layers(model: nn.Sequential) -> list[tuple[str, nn.Module]]:
@@ -93,6 +67,12 @@ def named_layers(model: nn.Sequential) -> list[tuple[str, nn.Module]]:
     # not named_children(): it passes over a layer that stands in the row a second time, such as one shared ReLU
     modules = model.named_modules(remove_duplicate=False)
     return [(name, module) for name, module in modules if name and "." not in name]
+
+
+def _row(caller: str, model: nn.Sequential) -> list[tuple[str, nn.Module]]:
+    if not isinstance(model, nn.Sequential):
+        raise TypeError(f"{caller}() splits an nn.Sequential, got {type(model).__name__}: wrap its layers in one")
+    return named_layers(model)
 
 
 def _default_cost(layer: nn.Module) -> float:

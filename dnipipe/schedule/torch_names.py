@@ -62,6 +62,17 @@ def _no_ddp_sync(module: nn.Module) -> AbstractContextManager[None]:
     return nullcontext()
 
 
+def mend_ddp(schedule: PipelineScheduleSingle) -> None:
+    """Lets one of torch's own schedules find its shapes with DDP around the stage, whatever the order of its work."""
+    find_shapes = schedule._initialize_stage
+
+    def without_sync(*args: Any, **kwargs: Any) -> None:
+        with _no_ddp_sync(schedule._stage.submod):
+            find_shapes(*args, **kwargs)
+
+    schedule._initialize_stage = without_sync  # type: ignore[method-assign]
+
+
 def is_initialized(schedule: PipelineScheduleSingle, *, backward: bool) -> bool:
     forward_done = bool(schedule._stage_forward_initialized)
     return forward_done and (not backward or bool(schedule._stage_backward_initialized))

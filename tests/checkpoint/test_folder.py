@@ -39,12 +39,12 @@ def _save_and_change(rank, world, folder):
     checkpoints.wait()  # nothing to wait for
     newest = checkpoints.latest()
     loaded = checkpoints.load(newest, rank)
-    return nothing, newest, loaded["step"], loaded["numbers"], checkpoints.stages_of(newest)
+    return nothing, newest, loaded["step"], loaded["numbers"]
 
 
 def test_the_newest_few_are_kept_and_hold_what_was_true_when_they_were_saved(tmp_path):
-    for rank, (nothing, newest, step, numbers, stages) in enumerate(run_ranks(2, _save_and_change, tmp_path / "new")):
-        assert (nothing, newest, step, stages) == (None, 15, 15, 2)
+    for rank, (nothing, newest, step, numbers) in enumerate(run_ranks(2, _save_and_change, tmp_path / "new")):
+        assert (nothing, newest, step) == (None, 15, 15)
         assert torch.equal(numbers, torch.full((300,), 15 + rank / 2))
     assert _names(tmp_path / "new") == ["step-00000010", "step-00000015"]
 

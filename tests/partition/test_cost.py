@@ -1,9 +1,10 @@
-"""Costs of layers: times against sleeps, bytes against what autograd is known to keep, and a model left as it was."""
+"""Costs of layers: times against sleeps, bytes and operations against known ones, and a model left as it was."""
 
 import time
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from dnipipe.partition import LayerCost, each_layer, measure_layers, split_sequential, stage_costs
@@ -106,6 +107,43 @@ def test_what_a_layer_keeps_is_counted_to_the_byte(layer, floats):
     assert costs[1].saved_bytes == BATCH * floats * 4
 
 
+class Attention(nn.Module):
+    """Two linear layers around causal attention; keys and values may have fewer heads than queries."""
+
+    def __init__(self, width, heads, key_heads):
+        super().__init__()
+        self.heads, self.key_heads = heads, key_heads
+        self.enter = nn.Linear(width, width * (heads + 2 * key_heads) // heads)
+        self.leave = nn.Linear(width, width)
+
+    def forward(self, h):
+        together = self.enter(h).unflatten(-1, (self.heads + 2 * self.key_heads, -1)).transpose(1, 2)
+        query, key, value = together.split((self.heads, self.key_heads, self.key_heads), dim=1)
+        mixed = F.scaled_dot_product_attention(query, key, value, is_causal=True, enable_gqa=True)
+        return self.leave(mixed.transpose(1, 2).flatten(2))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("key_heads", [4, 2])
+@pytest.mark.parametrize("needs_gradient", [True, False])
+def test_the_operations_of_attention_count_in_full(dtype, key_heads, needs_gradient):
+    sequences, length, width, heads = 2, 16, 32, 4
+    layer = Attention(width, heads, key_heads).to(dtype).requires_grad_(needs_gradient)
+    (cost,) = _measured(layer, microbatch=torch.randn(sequences, length, width, dtype=dtype))
+    enter = 2 * sequences * length * width * (width + 2 * key_heads * width // heads)
+    leave = 2 * sequences * length * width * width
+    attend = 2 * 2 * sequences * heads * length * length * (width // heads)  # with the keys, then with the values
+    assert cost.forward_flops == enter + attend + leave
+
+
+def test_the_operations_of_a_linear_layer_are_its_multiply_adds_twice_and_the_loss_has_none():
+    more = nn.Linear(7, 50)
+    first, second, last = _measured(
+        nn.Linear(4, 7), nn.ReLU(), nn.Linear(7, 7, bias=False), loss=lambda h: more(h).sum()
+    )
+    assert (first.forward_flops, second.forward_flops, last.forward_flops) == (2 * BATCH * 4 * 7, 0, 2 * BATCH * 7 * 7)
+
+
 def test_parameters_and_outputs_are_counted_in_their_own_types():
     layers = (nn.Embedding(5, 4), nn.Linear(4, 7), nn.Linear(7, 3, bias=False, dtype=torch.float64))
     model = nn.Sequential(*layers[:2], Double(), layers[2])
@@ -163,13 +201,13 @@ def test_a_layer_that_stands_twice_in_the_row_is_measured_twice():
 
 
 def _cost(name, unit):
-    return LayerCost(f"{name}", 1.0 * unit, 2.0 * unit, 3 * unit, 4 * unit, 5 * unit)
+    return LayerCost(f"{name}", 1.0 * unit, 2.0 * unit, 3 * unit, 4 * unit, 5 * unit, 6 * unit)
 
 
 def test_a_stage_costs_what_its_layers_cost_and_hands_on_what_its_last_one_does():
     layers = [_cost("a", 1), _cost("b", 10), _cost("c", 100)]
-    assert stage_costs(layers, [1, 2]) == [layers[0], LayerCost("b to c", 110.0, 220.0, 330, 440, 500)]
-    assert stage_costs(layers, [3]) == [LayerCost("a to c", 111.0, 222.0, 333, 444, 500)]
+    assert stage_costs(layers, [1, 2]) == [layers[0], LayerCost("b to c", 110.0, 220.0, 330, 440, 500, 660)]
+    assert stage_costs(layers, [3]) == [LayerCost("a to c", 111.0, 222.0, 333, 444, 500, 666)]
 
 
 def test_the_stages_are_those_of_the_split():

@@ -1,50 +1,10 @@
-"""The split against every possible split, and the stages against the model."""
-
-import itertools
-import random
+"""The stages against the model."""
 
 import pytest
 import torch
 from torch import nn
 
-from dnipipe.partition import split_sequential
-from dnipipe.partition.sequential import balanced_cuts
-
-
-def _dearest(costs, cuts):
-    return max(sum(costs[a:b]) for a, b in itertools.pairwise([0, *cuts, len(costs)]))
-
-
-def _dearest_of_the_best_split(costs, num_stages):
-    return min(_dearest(costs, cuts) for cuts in itertools.combinations(range(1, len(costs)), num_stages - 1))
-
-
-@pytest.mark.parametrize("largest", [0, 1, 3, 20, 1000])
-def test_no_split_is_better(largest):
-    draw = random.Random(largest)
-    for _ in range(150):
-        costs = [draw.randint(0, largest) for _ in range(draw.randint(1, 10))]
-        num_stages = draw.randint(1, len(costs))
-        cuts = balanced_cuts(costs, num_stages)
-        assert len(cuts) == num_stages - 1
-        assert all(a < b for a, b in itertools.pairwise([0, *cuts, len(costs)]))
-        assert _dearest(costs, cuts) == _dearest_of_the_best_split(costs, num_stages), (costs, num_stages, cuts)
-
-
-def test_fractions_are_as_good_as_whole_numbers():
-    draw = random.Random(0)
-    for _ in range(100):
-        costs = [draw.random() for _ in range(9)]
-        best = _dearest_of_the_best_split(costs, 4)
-        assert _dearest(costs, balanced_cuts(costs, 4)) == pytest.approx(best)
-
-
-def test_equal_layers_are_dealt_out_evenly():
-    assert balanced_cuts([1] * 12, 4) == [3, 6, 9]
-
-
-def test_a_thousand_layers_are_split_at_once():
-    assert len(balanced_cuts([1.0] * 1000, 16)) == 15
+from dnipipe.partition import cut_sequential, split_sequential
 
 
 def test_the_stages_chained_are_the_model():
@@ -96,12 +56,6 @@ def test_an_impossible_number_of_stages_is_refused(num_stages):
         split_sequential(nn.Sequential(nn.ReLU(), nn.ReLU(), nn.ReLU()), num_stages)
 
 
-@pytest.mark.parametrize("cost", [-1.0, float("nan"), float("inf")])
-def test_an_impossible_cost_is_refused(cost):
-    with pytest.raises(ValueError, match="layer 1"):
-        balanced_cuts([1.0, cost], 1)
-
-
 def test_weights_of_another_length_are_refused():
     with pytest.raises(ValueError, match="3 numbers.*2 layers"):
         split_sequential(nn.Sequential(nn.ReLU(), nn.ReLU()), 1, weights=[1, 2, 3])
@@ -110,3 +64,32 @@ def test_weights_of_another_length_are_refused():
 def test_a_model_that_is_no_sequential_is_refused():
     with pytest.raises(TypeError, match="Linear"):
         split_sequential(nn.Linear(2, 2), 1)
+
+
+def test_stages_of_given_lengths_are_the_models_layers_under_their_names():
+    relu = nn.ReLU()
+    model = nn.Sequential(nn.Linear(4, 4), relu, nn.Linear(4, 3), relu, nn.Linear(3, 2))
+    stages = cut_sequential(model, [2, 1, 2])
+    assert [[name for name, _ in stage.named_children()] for stage in stages] == [["0", "1"], ["2"], ["3", "4"]]
+    assert [layer for stage in stages for layer in stage] == list(model)
+    x = torch.randn(3, 4)
+    assert torch.equal(nn.Sequential(*stages)(x), model(x))
+
+
+def test_a_parameter_of_two_stages_stays_one_in_stages_of_given_lengths():
+    model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
+    model[1].weight = model[0].weight
+    first, last = cut_sequential(model, [1, 1])
+    assert first[0].weight is last[0].weight
+
+
+@pytest.mark.parametrize("lengths", [[2], [1, 1, 2], [3, 0], [], [4, -1]], ids=str)
+def test_lengths_that_are_no_cut_are_refused_and_named(lengths):
+    with pytest.raises(ValueError, match=r"lengths = \[.*\]: stages of at least 1 layer, 3 layers together") as caught:
+        cut_sequential(nn.Sequential(nn.ReLU(), nn.ReLU(), nn.ReLU()), lengths)
+    assert f"lengths = {lengths}:" in str(caught.value)
+
+
+def test_only_an_nn_sequential_is_cut():
+    with pytest.raises(TypeError, match=r"cut_sequential\(\) splits an nn.Sequential, got Linear"):
+        cut_sequential(nn.Linear(2, 2), [1])

@@ -20,17 +20,18 @@ from dnipipe.config import load_config
 from dnipipe.data import byte_corpus, stdlib_sources
 from dnipipe.observe.chunks import waits_between
 from dnipipe.observe.trace import Span
-from dnipipe.trainer import Trainer, pauses
-from dnipipe.worker import Worker
+from dnipipe.trainer import Trainer
+from dnipipe.trainer.training import pauses
 from launch.gpt import byte_gpt
 from tests.ranks import run_ranks
+from tests.trainer.workers import make_worker
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 QUICKSTART = ROOT / "launch" / "configs" / "quickstart.yaml"
 TINY = [
     "model.factory=launch.gpt:byte_gpt", "model.options={vocab_size: 256, seq_len: 32, width: 32, depth: 2, heads: 2}",
     "data.seq_len=32", "data.max_mb=1", "run.train_seconds=0", "run.steps=60", "run.batch_size=8", "run.eval_every_s=0",
-    "run.eval_batches=2", "run.log_every_steps=10", "run.sample_tokens=40", "run.trace_steps=[50, 53]",
+    "run.eval_batches=2", "pipeline.split=parameters", "run.log_every_steps=10", "run.sample_tokens=40", "run.trace_steps=[50, 53]",
 ]  # fmt: skip
 
 
@@ -233,7 +234,7 @@ def _train_both(rank, world, steps):
     config = load_config(QUICKSTART, [*TINY, "pipeline.policy=wait"])
     corpus = byte_corpus(stdlib_sources(), max_bytes=10**6)
     for name in ("DNI", "1F1B"):
-        worker = Worker(config, name, corpus, torch.device("cpu"))
+        worker = make_worker(config, name, corpus)
         for step in range(steps):
             worker.train_step(step)
         weights.append([parameter.detach().clone() for parameter in worker.module.parameters()])

@@ -1,35 +1,38 @@
 """All ranks pause after the same step, when rank 0's time is up."""
 
+import math
 import time
 
 import torch
 import torch.distributed as dist
 
-from dnipipe.pace import Pace
+from dnipipe.trainer.pace import Pace
 from tests.ranks import run_ranks
 
 STEP_S = 0.004
 
 
 def _two_stretches(rank, world, every):
-    pace = Pace(dist.group.WORLD, every=every, device=torch.device("cpu"))
+    pace = Pace(dist.group.WORLD, every=every, device=torch.device("cpu"), num_facts=2)
     step, ends, heard = 0, [], []
     for until_s in (0.2, 0.5):
         pace.start(step, until_s=until_s)
         while not pace.is_over(step):
             time.sleep(STEP_S * (rank == 0))
             step += 1
-            if pace.after_step(step, (step - 1, torch.tensor(float(step)))) and pace.newest is not None:
-                heard.append((pace.newest.step, pace.newest.loss_step, pace.newest.loss))
+            if pace.is_beat(step):
+                pace.beat(step, (step, 10 * rank))
+                if pace.newest is not None:
+                    heard.append((pace.newest.step, pace.newest.of_ranks))
         time.sleep(0.1 * rank)  # the last to come ends the stretch
-        ends.append((step, pace.stop(step, (step - 1, torch.tensor(float(step))))))
+        ends.append((step, pace.stop(step, (step, 10 * rank))))
     return ends, heard
 
 
 def test_all_ranks_pause_at_the_same_step_and_know_the_same():
     (ends, heard), other = run_ranks(2, _two_stretches, 10)
     assert (ends, heard) == other
-    assert all(loss_step == step - 1 and loss == step for step, loss_step, loss in heard)
+    assert heard and all(of_ranks == [[step, 0], [step, 10]] for step, of_ranks in heard)
 
 
 def test_a_pause_comes_when_the_time_is_up():
@@ -44,11 +47,11 @@ def test_the_time_between_two_stretches_does_not_count():
 
 
 def _with_pause(rank, world, pause_s):
-    pace = Pace(dist.group.WORLD, every=10, device=torch.device("cpu"))
+    pace = Pace(dist.group.WORLD, every=10, device=torch.device("cpu"), num_facts=2)
     for step in (0, 1):
         pace.start(step, until_s=10.0)
         time.sleep(0.02)
-        end = pace.stop(step + 1, None)
+        end = pace.stop(step + 1, (math.nan, 0))
         time.sleep(pause_s)
     return end.elapsed_s
 

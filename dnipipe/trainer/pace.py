@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 import torch
 import torch.distributed as dist
@@ -24,14 +25,13 @@ class Beat:
     """What all ranks know, and know alike.
 
     Args: step: steps done when it was said. elapsed_s, step_s: rank 0's seconds of training, and of one step.
-          loss, loss_step: the last stage's newest loss, and of which step it is.
+          of_ranks: what each rank had to say, by its own meaning of each number.
     """
 
     step: int
     elapsed_s: float
     step_s: float
-    loss: float
-    loss_step: int
+    of_ranks: list[list[float]] = field(default_factory=list)
 
 
 class Pace:
@@ -39,11 +39,12 @@ class Pace:
 
     Args: group: of all ranks, for CPU tensors, used for nothing else meanwhile. every: steps between two beats, at
           least 1. device: waited for at start and stop, so that a second counts the work and not its being queued.
+          num_facts: numbers that every rank says of itself in each beat.
     """
 
-    def __init__(self, group: dist.ProcessGroup, *, every: int, device: torch.device) -> None:
-        self.group, self.every, self.device = group, every, device
-        self.rank, self.last_rank = dist.get_rank(), dist.get_world_size() - 1
+    def __init__(self, group: dist.ProcessGroup, *, every: int, device: torch.device, num_facts: int) -> None:
+        self.group, self.every, self.device, self.num_facts = group, every, device, num_facts
+        self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
         self.newest: Beat | None = None
         self._before_s = 0.0
         self._started_s: float | None = None
@@ -69,48 +70,43 @@ class Pace:
         self._plan()
         self._stretch_step, self._started_s = step, time.perf_counter()
 
-    def after_step(self, step: int, loss: tuple[int, Tensor] | None) -> bool:
-        """To be told after each step how many are done. loss: (step, value), on the last rank.
-
-        Returns: whether this was a beat.
-        """
-        if not self._is_beat(step):
-            return False
+    def beat(self, step: int, facts: Sequence[float]) -> None:
+        """To be called after each step that is_beat() says, with what this rank says of itself."""
         self._hear()
-        told = self._told(step, loss)
+        told = self._told(step, facts)
         work = dist.all_reduce(told, group=self.group, async_op=True)
         assert work is not None, "an asynchronous collective returns its handle"
         self._under_way = (step, told, work)
-        return True
 
     def is_over(self, step: int) -> bool:
         """Whether to pause after `step` steps; the same on every rank."""
         return step >= self._end_step
 
-    def stop(self, step: int, loss: tuple[int, Tensor] | None) -> Beat:
+    def stop(self, step: int, facts: Sequence[float]) -> Beat:
         """Ends the stretch when all ranks are here, and says how far they are."""
         self._meet()
         self._hear()
-        told = self._told(step, loss)
+        told = self._told(step, facts)
         dist.all_reduce(told, group=self.group)
         self.newest = _beat(step, told)
         self._before_s, self._started_s = self.newest.elapsed_s, None
         return self.newest
 
-    def _is_beat(self, step: int) -> bool:
-        assert self._first_step is not None, "start() comes first"
+    def is_beat(self, step: int) -> bool:
+        """Whether ranks speak after `step` steps; never before the first start()."""
+        if self._first_step is None:
+            return False
         since = step - self._first_step
         # at first nobody knows the pace, and the time may be over before a beat is due: 1, 2, 4, 8, ... steps
         return since % self.every == 0 or (since < self.every and since & (since - 1) == 0)
 
-    def _told(self, step: int, loss: tuple[int, Tensor] | None) -> Tensor:
-        """A sum of zeros and one number is that number: one message carries what two ranks know."""
-        told = torch.zeros(4, dtype=torch.float64)
-        if self.rank == 0:
-            told[0] = self.elapsed_s
-            told[1] = (self.elapsed_s - self._before_s) / max(1, step - self._stretch_step)
-        if self.rank == self.last_rank and loss is not None:
-            told[2], told[3] = loss[0], loss[1].detach()
+    def _told(self, step: int, facts: Sequence[float]) -> Tensor:
+        """A row of a rank is zeros but on that rank, so that one sum carries what all of them know."""
+        told = torch.zeros(self.world_size, 2 + self.num_facts, dtype=torch.float64)
+        seconds = self.elapsed_s
+        told[self.rank] = torch.tensor(
+            [seconds, (seconds - self._before_s) / max(1, step - self._stretch_step), *facts], dtype=torch.float64
+        )
         return told
 
     def _hear(self) -> None:
@@ -134,5 +130,6 @@ class Pace:
 
 
 def _beat(step: int, told: Tensor) -> Beat:
-    elapsed_s, step_s, loss_step, loss = told.tolist()
-    return Beat(step, elapsed_s, step_s, loss, int(loss_step))
+    rows = told.tolist()
+    elapsed_s, step_s = rows[0][:2]
+    return Beat(step, elapsed_s, step_s, [row[2:] for row in rows])

@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from dnipipe.checkpoint import load_checkpoint, newest_step
-from tests.test_trainer import QUICKSTART, ROOT, TINY
+from tests.trainer.test_trainer import QUICKSTART, ROOT, TINY
 
 NUM_KILLS = int(os.environ.get("DNIPIPE_KILLS", "3"))
 MAX_RESTARTS = 3

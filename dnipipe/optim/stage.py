@@ -6,16 +6,15 @@ Sources: Loshchilov and Hutter 2019 (AdamW); Jordan et al. 2024 and Liu et al. 2
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import clip_grads_with_norm_, get_total_norm
+
+from .clip import Clip, StageClip
 
 OptimizerName: TypeAlias = Literal["AdamW", "Muon"]
-RateSchedule: TypeAlias = Literal["constant", "cosine"]
 
 HALF = (torch.bfloat16, torch.float16)
 MASTER = "master"
@@ -23,36 +22,8 @@ MOMENTS = {torch.optim.AdamW: {"step", "exp_avg", "exp_avg_sq"}, torch.optim.Muo
 """What each optimizer keeps of a parameter."""
 
 
-def learning_rate_at(
-    step: int,
-    *,
-    peak: float,
-    warmup_steps: int = 0,
-    total_steps: int = 0,
-    schedule: RateSchedule = "constant",
-    final_fraction: float = 0.0,
-) -> float:
-    """The learning rate of one step.
-
-    It rises linearly from peak / warmup_steps at step 0 to the peak at step warmup_steps - 1. Then it stays there, or
-    falls along half a cosine from the peak at step warmup_steps to final_fraction * peak at total_steps and later.
-
-    Args:   step: 0 for the first. total_steps: needed by "cosine" alone.
-    Raises: ValueError: a cosine that ends before it begins.
-    """
-    if schedule == "cosine" and total_steps <= warmup_steps:
-        raise ValueError(
-            f"total_steps = {total_steps}: a cosine falls from warmup_steps = {warmup_steps} to total_steps, which "
-            "must be more; train for more steps, or warm up for fewer"
-        )
-    if step < warmup_steps or schedule == "constant":
-        return peak * min(1.0, (step + 1) / max(1, warmup_steps))
-    done = min(1.0, (step - warmup_steps) / (total_steps - warmup_steps))
-    return peak * (final_fraction + (1 - final_fraction) * (1 + math.cos(math.pi * done)) / 2)
-
-
 class StageOptimizer:
-    """The optimizer of one stage, which waits for no other: also the norm that it clips by is of this stage alone.
+    """The optimizer of one stage. It waits for no other, unless its `clip` does.
 
     Weight decay is for what has two or more dimensions, embeddings included, as is usual in training GPTs: gains and
     biases have no scale to lose. Muon moves the weights of nn.Linear; AdamW all the rest, that is vectors, embeddings
@@ -65,14 +36,16 @@ class StageOptimizer:
         learning_rate: of each step, as from learning_rate_at().
         weight_decay: decoupled, per unit of learning rate.
         betas: of AdamW; Muon has its own momentum, 0.95.
-        clip: the largest gradient norm; 0 does not clip.
+        clip: bounds the gradients; None only measures them. One object for one optimizer.
         head: the layer that makes the model's output, in the last stage; Muon leaves it alone.
+        alone: parameters that are copies of a weight of another stage. The copies stay bit-equal only if all that moves
+            them comes from the same numbers at both ends. So each is clipped by its own norm, counts in no other norm,
+            and is moved by AdamW: what is a Linear here may be an embedding there.
         master_weights: whether parameters in bfloat16 or float16 move by way of a float32 copy. Without it, what a
             step changes by less than half the distance to the next number is lost.
-    """
 
-    grad_norm: Tensor
-    """The norm, (), of the newest step's gradients before clipping; on the device, so that nobody waits for it."""
+    Raises: ValueError: `alone` holds what is no parameter of the module, or one that needs no gradient.
+    """
 
     def __init__(
         self,
@@ -82,18 +55,23 @@ class StageOptimizer:
         learning_rate: Callable[[int], float],
         weight_decay: float,
         betas: tuple[float, float] = (0.9, 0.95),
-        clip: float = 0.0,
+        clip: Clip | None = None,
         head: nn.Module | None = None,
+        alone: Sequence[nn.Parameter] = (),
         master_weights: bool = True,
     ) -> None:
-        self._learning_rate, self._clip, self.grad_norm = learning_rate, clip, torch.zeros(())
+        self._learning_rate = learning_rate
+        self.clip: Clip = StageClip(0.0) if clip is None else clip
         self._parameters = {n: p for n, p in module.named_parameters() if p.requires_grad}
         self._weights: dict[str, Tensor] = {
             n: p.detach().float().requires_grad_() if master_weights and p.dtype in HALF else p
             for n, p in self._parameters.items()
         }
         """What the optimizers move: a float32 copy, or the parameter itself."""
-        hidden = _hidden_matrices(module, head) if name == "Muon" else set()
+        apart = _names_of(alone, self._parameters)
+        self._alone = [weight for n, weight in self._weights.items() if n in apart]
+        self._together = [weight for n, weight in self._weights.items() if n not in apart]
+        hidden = _hidden_matrices(module, head) - apart if name == "Muon" else set()
         muon = [weight for n, weight in self._weights.items() if n in hidden]
         rest = [weight for n, weight in self._weights.items() if n not in hidden]
         rate = learning_rate(0)
@@ -105,16 +83,26 @@ class StageOptimizer:
                 torch.optim.Muon(muon, lr=rate, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw")
             )
 
-    def step(self, step: int) -> None:
-        """Moves the weights by the gradients that there are, at the learning rate of `step`, and drops these."""
+    @property
+    def grad_norm(self) -> Tensor:
+        """The norm, (), of the newest step's gradients before clipping; on the device, so that nobody waits for it."""
+        return self.clip.grad_norm
+
+    def step(self, step: int, *, divide_by: float = 1.0) -> None:
+        """Moves the weights by the gradients that there are, at the learning rate of `step`, and drops these.
+
+        Args: divide_by: by this the gradients are divided first, in float32 where there are copies in it: the number of
+              batches, where each gradient is the sum of the means over several.
+        """
         halves = [(p, self._weights[n]) for n, p in self._parameters.items() if self._weights[n] is not p]
         for parameter, weight in halves:
             weight.grad = None if parameter.grad is None else parameter.grad.float()
             parameter.grad = None
-        weights = list(self._weights.values())
-        self.grad_norm = get_total_norm([weight.grad for weight in weights if weight.grad is not None])
-        if self._clip:
-            clip_grads_with_norm_(weights, self._clip, self.grad_norm)
+        if divide_by != 1.0:
+            for weight in self._weights.values():
+                if weight.grad is not None:
+                    weight.grad.div_(divide_by)
+        self.clip.clip(self._together, self._alone)
         for optimizer in self._optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = self._learning_rate(step)
@@ -125,9 +113,12 @@ class StageOptimizer:
                 parameter.copy_(weight)
 
     def state_dict(self) -> dict[str, Any]:
-        """{"state": {parameter: {moment: tensor}}}, by the parameters' names, with the float32 copy as "master".
+        """{"state": {parameter: {moment: tensor}}, "clip": that of the clip}.
 
-        The tensors are those in use, not copies. The states of all stages together are the whole model's.
+        By the parameters' names, with the float32 copy as "master". The tensors are those in use, not copies. What the
+        stages have in "state" is together the whole model's; "clip" fits this stage of this cut alone.
+
+        A TravellingClip waits here for the other stages: every stage must call it after the same step.
         """
         moments = {weight: kept for optimizer in self._optimizers for weight, kept in optimizer.state.items()}
         state: dict[str, dict[str, Tensor]] = {}
@@ -135,13 +126,13 @@ class StageOptimizer:
             state[name] = dict(moments.get(weight, {}))
             if weight is not self._parameters[name]:
                 state[name][MASTER] = weight.detach()
-        return {"state": state}
+        return {"state": state, "clip": self.clip.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Takes over copies of what is kept of its own parameters, from the state of a stage or of any others with it.
 
         Call it after the module's load_state_dict(): without a "master" the float32 copy is taken anew from the
-        parameter; with one, the parameter becomes what that says.
+        parameter; with one, the parameter becomes what that says. Without a "clip" the clip begins anew.
 
         Raises: ValueError: nothing about one of its parameters, or what another optimizer or shape would keep; then
                 nothing is changed.
@@ -166,6 +157,18 @@ class StageOptimizer:
             for name, weight in self._weights.items():
                 weight.copy_(entries[name].get(MASTER, self._parameters[name]))
                 self._parameters[name].copy_(weight)
+        self.clip.load_state_dict(state.get("clip", {}))
+
+
+def _names_of(alone: Sequence[nn.Parameter], parameters: dict[str, nn.Parameter]) -> set[str]:
+    wanted = set(alone)
+    names = {name for name, parameter in parameters.items() if parameter in wanted}
+    if len(names) < len(wanted):
+        raise ValueError(
+            f"alone holds {len(wanted)} parameters, {len(names)} of them move in this module: give such as are its own "
+            "and need a gradient"
+        )
+    return names
 
 
 def _hidden_matrices(module: nn.Module, head: nn.Module | None) -> set[str]:

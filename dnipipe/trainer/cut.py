@@ -1,0 +1,149 @@
+"""Where a run cuts its model: balanced by what the layers cost, remembered for when it goes on, shown as a table."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.table import Table
+
+from ..config import Config, ModelConfig
+from ..partition import LayerCost
+from ..partition.balance import balanced_cuts
+from ..plan import Schedule, dni, gpipe, one_f_one_b, peak_in_flight
+
+FILE = "split.json"
+BYTES_BESIDE_A_WEIGHT = {"float32": 3 * 4, "bfloat16": 2 + 4 * 4}
+"""Gradient and Adam's two moments; for bfloat16 also the float32 weight, and the gradient once more in float32."""
+SHARE_OF_A_GPU = 0.9
+"""What may be planned for: the rest is CUDA's, the allocator's gaps, messages and predictors."""
+
+
+@dataclass(frozen=True)
+class Cut:
+    """lengths: layers of each stage. stages: what each costs for one microbatch. flops_per_token: to train."""
+
+    lengths: list[int]
+    stages: list[LayerCost]
+    flops_per_token: float
+
+    def to_json(self) -> str:
+        """What read() finds in the file."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def read(cls, folder: Path, num_stages: int) -> Cut | None:
+        """That of a run's folder; None: it has none, or one into another number of stages."""
+        try:
+            kept = json.loads((folder / FILE).read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return None
+        cut = cls(**{**kept, "stages": [LayerCost(**stage) for stage in kept["stages"]]})
+        return cut if len(cut.lengths) == num_stages else None
+
+    def table(self) -> Table:
+        """A row for each stage: its layers, and what they cost."""
+        table = Table(title="the split, and what a microbatch costs", title_justify="left")
+        table.add_column("stage")
+        table.add_column("layers")
+        for heading in ("forward ms", "backward ms", "share of time", "parameters MB", "activations MB"):
+            table.add_column(heading, justify="right")
+        total_ms = sum(stage.total_ms for stage in self.stages) or 1.0
+        for number, (length, stage) in enumerate(zip(self.lengths, self.stages, strict=True)):
+            times = (f"{stage.forward_ms:.2f}", f"{stage.backward_ms:.2f}", f"{stage.total_ms / total_ms:.0%}")
+            sizes = (f"{stage.parameter_bytes / 1e6:.1f}", f"{stage.saved_bytes / 1e6:.1f}")
+            table.add_row(str(number), f"{length}: {stage.name}", *times, *sizes)
+        return table
+
+    def facts(self, itemsize: int) -> list[dict[str, Any]]:
+        """The same as data. itemsize: bytes of a parameter."""
+        numbered = enumerate(zip(self.lengths, self.stages, strict=True))
+        return [
+            {"stage": number, "layers": length, "parameters": stage.parameter_bytes // itemsize, **asdict(stage)}
+            for number, (length, stage) in numbered
+        ]
+
+
+def choose_lengths(
+    config: Config, layers: Sequence[LayerCost], num_stages: int, extra_ms: float, device: torch.device
+) -> list[int]:
+    """How many layers each stage gets.
+
+    Args:   extra_ms: what every stage but the last costs beside its layers, to predict a gradient.
+    Raises: ValueError: pipeline.layers_per_stage does not fit, fewer layers than stages, or no split that has room.
+    """
+    pipeline = config.pipeline
+    given = pipeline.layers_per_stage
+    if given:
+        if (len(given), sum(given)) != (num_stages, len(layers)):
+            raise ValueError(
+                f"pipeline.layers_per_stage = {given}: {num_stages} stages share {len(layers)} layers; give as many "
+                "numbers, with that sum"
+            )
+        return given
+    measured = pipeline.split == "measured"
+    costs = [layer.total_ms if measured else max(1.0, layer.parameter_bytes) for layer in layers]
+    try:
+        cuts = balanced_cuts(
+            costs,
+            num_stages,
+            extra=extra_ms if measured else 0.0,
+            sizes=[round(layer_bytes(config, layer, num_stages)) for layer in layers],
+            max_size=_room_bytes(config, num_stages, device),
+        )
+    except ValueError as error:
+        raise ValueError(
+            f"the model does not fit its stages, in bytes for a size (pipeline.max_stage_gb): {error}"
+        ) from error
+    return [end - start for start, end in pairwise([0, *cuts, len(layers)])]
+
+
+def layer_bytes(config: Config, layer: LayerCost, num_stages: int) -> float:
+    """What a layer keeps while it trains, at most: weights, gradients, optimizer, and activations in flight."""
+    in_flight = max(held(config, num_stages))
+    return state_bytes(config.model, layer.parameter_bytes) + in_flight * layer.saved_bytes
+
+
+def held(config: Config, num_stages: int) -> list[int]:
+    """The most microbatches whose activations each stage keeps at once, also before DNI unlocks."""
+    pipeline = config.pipeline
+    plans = [plan_of(config, num_stages)]
+    if pipeline.schedule == "DNI" and (pipeline.policy == "auto" or pipeline.unlock_after_steps):
+        plans.append(dni.wait(num_stages, pipeline.num_microbatches))
+    return [max(of_stage) for of_stage in zip(*map(peak_in_flight, plans), strict=True)]
+
+
+def state_bytes(model: ModelConfig, parameter_bytes: int) -> float:
+    """Weights, gradients and optimizer of parameters of so many bytes."""
+    itemsize = getattr(torch, model.dtype).itemsize
+    return parameter_bytes * (1 + BYTES_BESIDE_A_WEIGHT[model.dtype] / itemsize)
+
+
+def plan_of(config: Config, num_stages: int) -> Schedule:
+    """The schedule of a config, as the planner knows it."""
+    pipeline = config.pipeline
+    if pipeline.schedule == "GPipe":
+        return gpipe.build(num_stages, pipeline.num_microbatches)
+    if pipeline.schedule == "1F1B":
+        return one_f_one_b.build(num_stages, pipeline.num_microbatches)
+    if pipeline.policy == "wait":
+        return dni.wait(num_stages, pipeline.num_microbatches)
+    return dni.synthetic(num_stages, pipeline.num_microbatches, lag=pipeline.lag)
+
+
+def _room_bytes(config: Config, num_stages: int, device: torch.device) -> float:
+    """What one stage may keep."""
+    if config.pipeline.max_stage_gb is not None:
+        return config.pipeline.max_stage_gb * 1e9
+    if device.type != "cuda":
+        return math.inf
+    ranks = int(os.environ.get("LOCAL_WORLD_SIZE", num_stages * config.pipeline.num_replicas))
+    on_each_gpu = math.ceil(ranks / torch.cuda.device_count()) if config.run.share_gpus else 1
+    return SHARE_OF_A_GPU * torch.cuda.get_device_properties(device).total_memory / on_each_gpu

@@ -1,0 +1,164 @@
+"""What the model of a config costs here, and where that says to cut it. The planner and the trainer go by it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import partial
+from itertools import accumulate
+from statistics import median
+
+import torch
+from rich.console import Console
+from rich.progress import track
+from torch import Tensor, nn
+
+from ..config import Config
+from ..interface import Learner, TensorMeta, build_interface, choose_interface
+from ..partition import LayerCost, each_layer, stage_costs
+from ..partition.cost import timed
+from ..plan import Times
+from .cut import choose_lengths
+from .model import token_loss
+
+REPEATS = 5
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """What one microbatch costs.
+
+    Fields: microbatch: its shape (B, T). where: device and threads, in words. layers, stages: in their order.
+            lengths: layers of each stage. interface: what predicts at the boundary where that takes longest; None:
+            there is none to predict at, or nothing is known to suit. interface_ms: predicting and learning there.
+    """
+
+    microbatch: tuple[int, int]
+    where: str
+    layers: list[LayerCost]
+    lengths: list[int]
+    interface: str | None
+    interface_ms: float
+
+    @property
+    def stages(self) -> list[LayerCost]:
+        return stage_costs(self.layers, self.lengths)
+
+    @property
+    def flops_per_token(self) -> float:
+        """Floating-point operations that a token takes to train: its forward, and twice that for the backward."""
+        return 3 * sum(layer.forward_flops for layer in self.layers) / (self.microbatch[0] * self.microbatch[1])
+
+    @property
+    def slowest(self) -> LayerCost:
+        """The stage that takes longest."""
+        return max(self.stages, key=lambda stage: stage.total_ms)
+
+    def times(self, transfer: object = 0) -> Times:
+        """To plan with, as if every stage took as long as the slowest; B and W are half of its backward each.
+
+        To the microsecond: what is finer is noise, and the simulation counts in the finest digit.
+        """
+        forward, backward, interface = (
+            Fraction(f"{time_ms:.3f}")
+            for time_ms in (self.slowest.forward_ms, self.slowest.backward_ms, self.interface_ms)
+        )
+        return Times.ms(forward, backward / 2, backward / 2, transfer, interface)
+
+
+def measure(
+    config: Config, model: nn.Sequential, num_stages: int, device: torch.device, console: Console
+) -> Measurement:
+    """Measures the layers of a model and the predictors that its cuts need, and cuts it as the config says.
+
+    On a CPU it runs with as many threads as a rank has. The model is left as it is; the tokens are random.
+
+    Raises: ValueError: a layer that fails, an interface that the activation does not suit, or no cut that fits.
+    """
+    shape = (config.microbatch_size, config.data.seq_len)
+    model = model.to(getattr(torch, config.model.dtype))
+    input_BT, target_BT = torch.randint(config.data.vocab_size or 256, (2, *shape)).to(device)
+    with _threads_of_a_rank(device) as where:
+        walk = each_layer(model, input_BT, partial(token_loss, target_BT=target_BT), repeats=REPEATS)
+        layers, outputs = _walk(walk, len(model), console)
+        predicted = _Predicted(config, target_BT, num_classes=outputs[-1].shape[-1])
+        extra_ms = predicted.at(outputs[len(outputs) // 2 - 1])[0] if num_stages > 1 else 0.0
+        lengths = choose_lengths(config, layers, num_stages, extra_ms, device)
+        boundaries = [outputs[end - 1] for end in accumulate(lengths[:-1])]
+        interfaces = [predicted.at(meta) for meta in boundaries]
+    interface_ms, interface = max(interfaces, key=lambda measured: measured[0], default=(0.0, None))
+    return Measurement(shape, where, layers, lengths, interface, interface_ms)
+
+
+def _walk(
+    walk: Iterator[tuple[LayerCost, Tensor]], num_layers: int, console: Console
+) -> tuple[list[LayerCost], list[Tensor]]:
+    """The cost of each layer, and its output as shape and dtype alone (on meta), beside a bar."""
+    # auto_refresh would start a thread that competes with what is measured
+    bar = track(
+        walk,
+        "measuring layers",
+        total=num_layers,
+        auto_refresh=False,
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+    )
+    measured = [(cost, output.detach().to("meta")) for cost, output in bar]
+    return [cost for cost, _ in measured], [output for _, output in measured]
+
+
+class _Predicted:
+    """What predicting a gradient costs, once for each kind of activation."""
+
+    def __init__(self, config: Config, target_BT: Tensor, num_classes: int) -> None:
+        self._config, self._target_BT, self._num_classes = config, target_BT, num_classes
+        self._known: dict[tuple[torch.Size, torch.dtype], tuple[float, str | None]] = {}
+
+    def at(self, meta: Tensor) -> tuple[float, str | None]:
+        """Milliseconds that predicting and learning take at an activation, and what was chosen to do so."""
+        key = (meta.shape, meta.dtype)
+        if key not in self._known:
+            self._known[key] = self._measure(torch.randn_like(meta, device=self._target_BT.device))
+        return self._known[key]
+
+    def _measure(self, h: Tensor) -> tuple[float, str | None]:
+        pipeline, target_BT = self._config.pipeline, self._target_BT
+        if pipeline.schedule != "DNI":
+            return 0.0, None
+        label = TensorMeta(tuple(target_BT.shape), target_BT.dtype)
+        name: str | None = pipeline.interface
+        if name == "auto":
+            name = choose_interface(TensorMeta(tuple(h.shape), h.dtype), label, self._num_classes)
+        if name is None:
+            return 0.0, None
+        try:
+            learner = Learner([build_interface(name, h, num_classes=self._num_classes, label=label)])
+        except ValueError as error:
+            raise ValueError(f"pipeline.interface = {pipeline.interface!r}: {error}") from error
+        true_grad = torch.randn_like(h)
+
+        def predict_and_learn() -> None:
+            learner.predict([h], target_BT)
+            learner.learn([h], target_BT, [true_grad])
+
+        predict_and_learn()
+        return median(timed(predict_and_learn, h.device)[0] for _ in range(REPEATS)), name
+
+
+@contextmanager
+def _threads_of_a_rank(device: torch.device) -> Iterator[str]:
+    """On a CPU one thread, as torchrun gives a rank, unless OMP_NUM_THREADS says otherwise there as here."""
+    if device.type != "cpu":
+        yield torch.cuda.get_device_name(device)
+        return
+    before = torch.get_num_threads()
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(1)
+    try:
+        yield f"the CPU, threads: {torch.get_num_threads()}"
+    finally:
+        torch.set_num_threads(before)

@@ -1,0 +1,37 @@
+"""The model of a config, and the loss that it is trained by."""
+
+from __future__ import annotations
+
+import importlib
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..config import ModelConfig
+
+
+def make_model(config: ModelConfig) -> nn.Sequential:
+    """Calls the factory that the config names.
+
+    Raises: ValueError: no such module or function, options that it does not take, or a result that is no nn.Sequential.
+    """
+    module, _, function = config.factory.partition(":")
+    try:
+        factory = getattr(importlib.import_module(module), function)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"model.factory = {config.factory!r}: {error}; give module:function of a model") from error
+    try:
+        model = factory(**config.options)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"model.options = {config.options}: {config.factory} does not take them: {error}") from error
+    if not isinstance(model, nn.Sequential):
+        raise ValueError(
+            f"model.factory = {config.factory!r}: it made a {type(model).__name__}, and only the layers of an "
+            f"nn.Sequential can be cut into stages: let it return one"
+        )
+    return model
+
+
+def token_loss(logits_BTV: Tensor, target_BT: Tensor) -> Tensor:
+    """Mean cross-entropy of a token in nats."""
+    return F.cross_entropy(logits_BTV.flatten(0, 1).float(), target_BT.flatten())
