@@ -50,10 +50,10 @@ class Cut:
 
     def table(self) -> Table:
         """A row for each stage: its layers, and what they cost."""
-        table = Table(title="the split, and what a microbatch costs", title_justify="left")
+        table = Table(title="the split, and what a microbatch costs; share: of the time", title_justify="left")
         table.add_column("stage")
         table.add_column("layers")
-        for heading in ("forward ms", "backward ms", "share of time", "parameters MB", "activations MB"):
+        for heading in ("forward ms", "backward ms", "share", "weights MB", "activations MB"):
             table.add_column(heading, justify="right")
         total_ms = sum(stage.total_ms for stage in self.stages) or 1.0
         for number, (length, stage) in enumerate(zip(self.lengths, self.stages, strict=True)):

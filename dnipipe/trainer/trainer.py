@@ -77,7 +77,8 @@ class Trainer:
         """Does all of it. Every rank must call it. Returns one result per schedule, the same on every rank."""
         folder, rank = Path(self.config.run.output_dir), dist.get_rank()
         groups = Groups.make(self.num_stages)
-        console = Console(quiet=rank != 0, highlight=False)
+        # a log has no width of its own, and the tables need more than the 80 columns that are then assumed
+        console = Console(quiet=rank != 0, highlight=False, width=None if sys.stdout.isatty() else 120)
         self.startup.done("processes join")
         if rank == 0:
             self._begin(folder)
@@ -149,7 +150,7 @@ class Trainer:
         training.first_step()
         if first:
             self.startup.done("first step")
-            console.print(self.startup.in_words())
+            console.print(self.startup.in_words(), soft_wrap=True)
         with ExitStack() as open_files:
             sinks: list[Sink] = []
             if groups.layout.rank == 0:
