@@ -26,9 +26,12 @@ class Track:
     schedule: str
     lines: Sequence[Mapping[str, Any]]
 
-    def numbers(self, key: str) -> Floats:
-        """(L,): the value of each line; nan for null, for another kind of value, and where the key is missing."""
-        return np.array([number(line.get(key)) for line in self.lines])
+    def numbers(self, key: str, otherwise: str = "") -> Floats:
+        """(L,): the value of each line; nan for null, for another kind of value, and where the key is missing.
+
+        Args: otherwise: the key to take in lines that lack the first.
+        """
+        return np.array([number(line.get(key, line.get(otherwise))) for line in self.lines])
 
     def lists(self, key: str) -> Floats:
         """(P, L): the same for a key whose values are lists, P the longest of them; P = 0 if nothing is known."""

@@ -81,7 +81,7 @@ def predictors(tracks: Sequence[Track]) -> str | None:
 def waits(tracks: Sequence[Track]) -> str | None:
     """The share of the time that each rank waited for its neighbours, between one line of metrics and the next."""
     wanted = [
-        (title, [growth(track.numbers("elapsed_s"), part) for part in track.lists("wait_s_by_rank")])
+        (title, [growth(track.numbers("told_s", "elapsed_s"), part) for part in track.lists("wait_s_by_rank")])
         for track in tracks
         for title in [_titled(tracks, track, "waiting for neighbours (share of the time)")]
     ]

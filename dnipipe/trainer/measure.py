@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import partial
 from itertools import accumulate
@@ -108,7 +108,25 @@ def _walk(
         disable=not console.is_terminal,
     )
     measured = [(cost, output.detach().to("meta")) for cost, output in bar]
-    return [cost for cost, _ in measured], [output for _, output in measured]
+    return _level([cost for cost, _ in measured]), [output for _, output in measured]
+
+
+def _level(costs: list[LayerCost]) -> list[LayerCost]:
+    """Layers that are alike in all that can be counted get the median of their times, whose differences are noise."""
+
+    def kind(cost: LayerCost) -> tuple[object, ...]:
+        sizes = (cost.parameter_bytes, cost.saved_bytes, cost.output_bytes, cost.forward_flops)
+        return (cost.name.partition(" ")[2], *sizes)
+
+    alike = {kind(cost): [each for each in costs if kind(each) == kind(cost)] for cost in costs}
+    return [
+        replace(
+            cost,
+            forward_ms=median(each.forward_ms for each in alike[kind(cost)]),
+            backward_ms=median(each.backward_ms for each in alike[kind(cost)]),
+        )
+        for cost in costs
+    ]
 
 
 class _Predicted:

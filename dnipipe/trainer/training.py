@@ -231,6 +231,7 @@ class Training:
             "schedule": self.name,
             "step": self.step,
             "elapsed_s": elapsed_s,
+            "told_s": beat.elapsed_s,  # when the numbers by rank, stage and boundary were said
             **facts,
             "loss_age": None if loss_step is None else self.step - 1 - loss_step,
             **self.speed.of(beat.step_s if self.step > self.resumed_step else 0.0),

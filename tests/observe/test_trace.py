@@ -2,12 +2,13 @@
 
 import dataclasses
 import json
+import math
 import time
 
 import pytest
 import torch
 
-from dnipipe.observe.trace import Trace
+from dnipipe.observe.trace import Span, Trace, idle_share
 
 
 def test_a_span_lies_where_the_wall_clock_saw_it():
@@ -126,3 +127,15 @@ def test_on_cuda_a_span_measures_the_stream_and_not_the_host():
     assert before_s - 2e-3 <= forward.start_s and forward.end_s <= after_s + 2e-3
     assert forward.end_s - forward.start_s > 0.5 * (after_s - before_s) > launched_s - before_s
     assert forward.end_s <= backward.start_s
+
+
+def test_what_is_neither_work_nor_within_work_is_idle():
+    spans = [
+        Span("forward", 0, 0, 0, 1.0, 2.0),
+        Span("wait", 0, 0, 0, 2.0, 3.5),
+        Span("backward", 0, 0, 0, 3.0, 4.0),
+        Span("learn", 0, 0, 0, 3.5, 3.8),  # within the backward
+        Span("optimizer", 0, 0, None, 4.5, 5.0),
+    ]
+    assert idle_share(spans) == pytest.approx((5 - 1 - 1 - 1 - 0.5) / 4)
+    assert idle_share(spans[:1]) == 0 and idle_share(spans[1:2]) == 1 and math.isnan(idle_share([]))

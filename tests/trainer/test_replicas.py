@@ -109,3 +109,16 @@ def test_processes_that_make_no_whole_pipelines_are_refused() -> None:
     assert stages_for(6, 2) == 3
     with pytest.raises(ValueError, match="pipeline.num_replicas = 4: 6 processes do not make as many whole pipelines"):
         stages_for(6, 4)
+
+
+def test_a_travelling_clip_goes_on_bit_for_bit_and_is_not_that_of_each_stage(tmp_path: Path, one: Any) -> None:
+    def travelling(folder: Path) -> Config:
+        config = _config(folder)
+        return replace(config, optim=replace(config.optim, clip_by="travelling"))
+
+    whole, halves = travelling(tmp_path / "whole"), travelling(tmp_path / "halves")
+    run_ranks(2, _train, [whole, replace(halves, run=replace(halves.run, steps=4))])
+    run_ranks(2, _train, [halves])
+    found, expected = _weights(halves), _weights(whole)
+    assert all(torch.equal(found[name], value) for name, value in expected.items())
+    assert not all(torch.equal(found[name], value) for name, value in one[0].items())
