@@ -26,8 +26,8 @@ class StageOptimizer:
     """The optimizer of one stage. It waits for no other, unless its `clip` does.
 
     Weight decay is for what has two or more dimensions, embeddings included, as is usual in training GPTs: gains and
-    biases have no scale to lose. Muon moves the weights of nn.Linear; AdamW all the rest, that is vectors, embeddings
-    (also one that a Linear shares), matrices that belong to no Linear, and the head.
+    biases have no scale to lose. Muon moves the weights of linear layers; AdamW all the rest: vectors, embeddings (also
+    one that a Linear shares), matrices that belong to no such layer, and the head.
 
     Make it when the module has its weights, its dtype and its device: float32 copies are taken then.
 
@@ -172,11 +172,16 @@ def _names_of(alone: Sequence[nn.Parameter], parameters: dict[str, nn.Parameter]
 
 
 def _hidden_matrices(module: nn.Module, head: nn.Module | None) -> set[str]:
-    """The names of the weights of nn.Linear that belong neither to an embedding nor to the head."""
+    """The names of the weights of linear layers that belong neither to an embedding nor to the head."""
     embeddings = [each for each in module.modules() if isinstance(each, (nn.Embedding, nn.EmbeddingBag))]
     kept = {p for each in (*embeddings, *([] if head is None else [head])) for p in each.parameters()}
-    linear = {each.weight for each in module.modules() if isinstance(each, nn.Linear)}
+    linear = {each.weight for each in module.modules() if _is_linear(each)}
     return {name for name, parameter in module.named_parameters() if parameter in linear - kept}
+
+
+def _is_linear(module: nn.Module) -> bool:
+    # transformers' GPT-2 has a class of its own for it, whose weight lies the other way round
+    return isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"
 
 
 def _adamw(

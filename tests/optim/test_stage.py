@@ -8,9 +8,11 @@ import torch.nn.functional as F
 from torch import nn
 
 from dnipipe.checkpoint import load_checkpoint, save_checkpoint
-from dnipipe.optim import StageClip
+from dnipipe.optim import StageClip, StageOptimizer
+from dnipipe.partition import decoder_as_sequential
 from dnipipe.partition.sequential import split_sequential
 from tests.optim.harness import RATE, draw_gradients, make_optimizer, make_stage, same, train
+from tests.partition.test_decoder import FAMILIES, options_of
 
 
 def test_adamw_is_torchs_own_that_decays_all_but_gains_and_biases():
@@ -338,3 +340,14 @@ def test_what_cannot_stand_alone_is_refused():
     stage[2].requires_grad_(False)
     with pytest.raises(ValueError, match="alone holds 1 parameters, 0 of them"):
         make_optimizer(stage, alone=[stage[2].weight])
+
+
+def test_muon_moves_the_linear_layers_of_every_family_of_decoders():
+    for family in FAMILIES:
+        row = decoder_as_sequential(options_of(family))
+        optimizer = StageOptimizer(row, name="Muon", learning_rate=RATE, weight_decay=0.1, head=row[-1])
+        row(torch.zeros(1, 4, dtype=torch.int64)).sum().backward()
+        optimizer.step(0)
+        moved = {name for name, kept in optimizer.state_dict()["state"].items() if "momentum_buffer" in kept}
+        matrices = {name for name, parameter in row[1:-1].named_parameters() if parameter.ndim == 2}
+        assert moved and moved == matrices, family

@@ -36,7 +36,10 @@ def _lengths(config: Config, num_stages: int = 2, extra_ms: float = 0.0) -> list
 
 def test_stages_are_balanced_by_time_with_what_predicting_costs_or_by_weights() -> None:
     assert _lengths(_config()) == [4, 1] and _lengths(_config(split="parameters")) == [2, 3]
-    assert _lengths(_config(), extra_ms=1.5) == [3, 2] and _lengths(_config(split="parameters"), extra_ms=9.0 * MB) == [2, 3]
+    assert _lengths(_config(), extra_ms=1.5) == [3, 2] and _lengths(_config(split="parameters"), extra_ms=9.0 * MB) == [
+        2,
+        3,
+    ]
     assert _lengths(_config(layers_per_stage=[1, 4])) == [1, 4]
 
 
