@@ -28,8 +28,9 @@ def _rank_main(
     torch.set_num_threads(1)
     torch.manual_seed(0)
     if backend == "nccl":
-        # NCCL refuses two ranks on one card unless it takes them for two hosts; it then talks over sockets.
-        os.environ.update(NCCL_HOSTID=f"host{rank}", NCCL_SOCKET_IFNAME="lo")
+        if torch.cuda.device_count() < world:
+            # NCCL refuses two ranks on one card unless it takes them for two hosts; it then talks over sockets.
+            os.environ.update(NCCL_HOSTID=f"host{rank}", NCCL_SOCKET_IFNAME="lo")
         torch.cuda.set_device(rank % torch.cuda.device_count())
     try:
         store = f"file://{path}"

@@ -25,6 +25,7 @@ from .cut import choose_lengths
 from .model import token_loss
 
 REPEATS = 5
+WARM_UPS = 3  # a predictor is small: what its first calls set up would count for several times its work
 
 
 @dataclass(frozen=True)
@@ -163,7 +164,8 @@ class _Predicted:
             learner.predict([h], target_BT)
             learner.learn([h], target_BT, [true_grad])
 
-        predict_and_learn()
+        for _ in range(WARM_UPS):
+            predict_and_learn()
         return median(timed(predict_and_learn, h.device)[0] for _ in range(REPEATS)), name
 
 
