@@ -6,8 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from dnipipe.cli import main
+from dnipipe.trainer.trained import load_trained
 from tests.trainer.test_trainer import TINY, _records, _train
 
 DECODER = [
@@ -31,7 +33,7 @@ def test_a_dry_run_shows_split_memory_and_bubble_and_trains_nothing(tmp_path: Pa
 
 
 def test_a_decoder_learns_tokens_with_muon_in_bfloat16_recomputing(tmp_path: Path) -> None:
-    pytest.importorskip("transformers", reason="the optional dependency that makes the decoder")
+    transformers = pytest.importorskip("transformers", reason="the optional dependency that makes the decoder")
     walk = np.cumsum(np.random.default_rng(0).integers(0, 3, 200_000)) % 64  # the next token is one of three
     tokens = tmp_path / "tokens.bin"
     walk.astype("<u2").tofile(tokens)
@@ -41,6 +43,13 @@ def test_a_decoder_learns_tokens_with_muon_in_bfloat16_recomputing(tmp_path: Pat
     assert 5.0 < records[0]["loss"] / np.log(2) < 7.0, "log2 of 64 tokens is 6 bits"
     assert records[-1]["val_bits"] < 4.0, "log2 of 3 is 1.6 bits"
     assert "bits per token" in done.stdout
+    assert main(["export", str(tmp_path / "run"), "--out", str(tmp_path / "hf")]) == 0
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "hf", local_files_only=True)
+    _, ours = load_trained(tmp_path / "run")
+    tokens_BT = torch.arange(32)[None]
+    assert theirs.dtype == torch.bfloat16
+    with torch.no_grad():
+        torch.testing.assert_close(theirs.float()(tokens_BT).logits, ours.float()(tokens_BT))
 
 
 def test_the_model_of_a_run_writes_the_same_for_the_same_seed(
@@ -65,3 +74,5 @@ def test_the_model_of_a_run_writes_the_same_for_the_same_seed(
     ):
         assert main(["generate", *wrong]) == 2
         assert said in capsys.readouterr().err
+    assert main(["export", str(run), "--out", str(tmp_path / "hf")]) == 2
+    assert "makes no Hugging Face decoder" in capsys.readouterr().err and not (tmp_path / "hf").exists()

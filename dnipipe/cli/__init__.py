@@ -8,11 +8,12 @@ from collections.abc import Sequence
 
 from rich.console import Console
 
-from . import config, generate, plan
+from . import config, export, generate, plan
 
 COMMANDS = {
     "plan": (plan, "bubble, step time and memory of every schedule, without a GPU"),
     "generate": (generate, "lets a trained model go on from a prompt"),
+    "export": (export, "writes a trained Hugging Face decoder as safetensors"),
     "config": (config, "what can be set, or a config as it is resolved"),
 }
 

@@ -12,13 +12,9 @@ from pathlib import Path
 
 from rich.console import Console
 
-from dnipipe.checkpoint import load_checkpoint, newest_step, reshard, step_folder
-from dnipipe.config import load_config
 from dnipipe.generate import generate_alone, printable
-from dnipipe.partition import shared_names
-from dnipipe.report import CHECKPOINTS, CONFIG
 from dnipipe.trainer import read_corpus
-from dnipipe.trainer.model import make_model
+from dnipipe.trainer.trained import load_trained
 
 
 def add_arguments(generate: argparse.ArgumentParser) -> None:
@@ -39,16 +35,7 @@ def run(options: argparse.Namespace, console: Console) -> None:
     if not options.prompt:
         raise ValueError("--prompt is empty: give at least one character")
     sys.path.append(os.getcwd())  # so that model.factory is found where the user stands, as by launch/train.py
-    config = load_config(options.run / CONFIG)
-    folder = options.run / CHECKPOINTS / (options.schedule or config.pipeline.schedule)
-    step = newest_step(folder)
-    if step is None:
-        raise ValueError(f"{folder} holds no checkpoint: give the folder of a run, and a --schedule that it ran")
-    whole = step_folder(folder, step)
-    model = make_model(config.model).eval()
-    num_stages = len(load_checkpoint(whole, 0)["cut"])
-    states = (load_checkpoint(whole, stage) for stage in range(num_stages))
-    model.load_state_dict(reshard(states, model, shared_names(model))["model"])
+    config, model = load_trained(options.run, options.schedule)
     corpus = read_corpus(config)
     tokens = generate_alone(
         model,
