@@ -1,0 +1,27 @@
+"""Runs a script of DeepSpeed's as it is: its deepspeed.initialize() becomes ours, the "dnipipe" block says the rest.
+
+torchrun --nproc-per-node 2 -m dnipipe.deepspeed train.py --deepspeed_config ds_config.json
+"""
+
+from __future__ import annotations
+
+import runpy
+import sys
+from pathlib import Path
+
+import deepspeed
+
+from .start import initialize
+
+
+def main() -> None:
+    if len(sys.argv) < 2:
+        raise SystemExit("usage: python -m dnipipe.deepspeed SCRIPT.py [the script's arguments]")
+    deepspeed.initialize = initialize
+    script, sys.argv = sys.argv[1], sys.argv[1:]
+    sys.path[0] = str(Path(script).resolve().parent)  # as `python SCRIPT.py` has it
+    runpy.run_path(script, run_name="__main__")
+
+
+if __name__ == "__main__":
+    main()
