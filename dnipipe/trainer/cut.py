@@ -89,13 +89,14 @@ def choose_lengths(
             )
         return given
     measured = pipeline.split == "measured"
+    in_flight = max(held(config, num_stages))
     costs = [layer.total_ms if measured else max(1.0, layer.parameter_bytes) for layer in layers]
     try:
         cuts = balanced_cuts(
             costs,
             num_stages,
             extra=extra_ms if measured else 0.0,
-            sizes=[round(layer_bytes(config, layer, num_stages)) for layer in layers],
+            sizes=[round(layer_bytes(config, layer, in_flight)) for layer in layers],
             max_size=_room_bytes(config, num_stages, device),
         )
     except ValueError as error:
@@ -105,9 +106,8 @@ def choose_lengths(
     return [end - start for start, end in pairwise([0, *cuts, len(layers)])]
 
 
-def layer_bytes(config: Config, layer: LayerCost, num_stages: int) -> float:
-    """What a layer keeps while it trains, at most: weights, gradients, optimizer, and activations in flight."""
-    in_flight = max(held(config, num_stages))
+def layer_bytes(config: Config, layer: LayerCost, in_flight: int) -> float:
+    """What a layer keeps while it trains: weights, gradients, optimizer, and activations of microbatches in flight."""
     return state_bytes(config.model, layer.parameter_bytes) + in_flight * layer.saved_bytes
 
 

@@ -55,8 +55,7 @@ class Layout:
     def pair_group(self, stages: tuple[int, int]) -> dist.ProcessGroup | None:
         """A new group of two stages of this rank's replica; None where it is neither of them."""
         pairs = [[self._ranks(replica)[stage] for stage in stages] for replica in range(self.num_replicas)]
-        found = self._mine_or_none(pairs, None)
-        return found
+        return self._mine_or_none(pairs, None)
 
     def rank_of(self, stage: int) -> int:
         """The global rank of a stage of the same replica."""

@@ -75,7 +75,8 @@ def measure(
 ) -> Measurement:
     """Measures the layers of a model and the predictors that its cuts need, and cuts it as the config says.
 
-    On a CPU it runs with as many threads as a rank has. The model is left as it is; the tokens are random.
+    On a CPU it runs with as many threads as a rank has. The model takes the config's dtype, and its weights are left
+    as they are; the tokens are random.
 
     Raises: ValueError: a layer that fails, an interface that the activation does not suit, or no cut that fits.
     """

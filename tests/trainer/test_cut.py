@@ -44,7 +44,7 @@ def test_stages_are_balanced_by_time_with_what_predicting_costs_or_by_weights() 
 
 
 def test_a_stage_that_has_no_room_is_not_chosen_and_no_room_at_all_is_refused() -> None:
-    three_layers_gb = 3 * layer_bytes(_config(), LAYERS[0], 2) / 1e9
+    three_layers_gb = 3 * layer_bytes(_config(), LAYERS[0], in_flight=1) / 1e9
     assert _lengths(_config(max_stage_gb=three_layers_gb)) == [3, 2]
     with pytest.raises(ValueError, match="pipeline.max_stage_gb.*use more stages"):
         _lengths(_config(max_stage_gb=three_layers_gb * 0.6))
