@@ -1,6 +1,6 @@
 """Which interface suits an activation: chosen by its layout, built for its shape and device.
 
-(B, D)        mlp         fully connected layers
+(B, D)        local_head  with integer labels, else mlp
 (B, C, H, W)  conv        convolutional layers
 (B, T, D)     local_head  with integer labels; without them nothing is known to be safe, so you must choose
 """
@@ -54,18 +54,19 @@ _KINDS: Mapping[str, _Kind] = MappingProxyType(
 def choose_interface(activation: TensorMeta, label: TensorMeta | None, num_classes: int) -> str | None:
     """The name of the interface that suits, for build_interface; None if none is known to suit.
 
-    A sequence (B, T, D) gets a local head, which needs num_classes > 0 and integer labels of shape (B, T) or (B,):
-    regressed gradients alone let a residual stream explode.
+    Where rows are to be classified, by num_classes > 0 and integer labels of shape (B,), or (B, T) for a sequence, a
+    local head is safest: a regressed gradient lets a residual stream explode, and silenced the ReLUs of an AlexNet on
+    CIFAR-10 for good (docs/log.md).
     """
     if not activation.dtype.is_floating_point:
         return None
     match len(activation.shape):
-        case 2:
-            return "mlp"
         case 4:
             return "conv"
-        case 3 if num_classes > 0 and _fits(label, activation):
+        case 2 | 3 if num_classes > 0 and _fits(label, activation):
             return "local_head"
+        case 2:
+            return "mlp"
     return None
 
 

@@ -12,8 +12,11 @@ FLOAT, LONG = torch.float32, torch.int64
     "shape, dtype, label, num_classes, name",
     [
         ((8, 16), FLOAT, None, 0, "mlp"),
-        ((8, 16), torch.bfloat16, TensorMeta((8,), LONG), 10, "mlp"),
+        ((8, 16), torch.bfloat16, TensorMeta((8,), LONG), 10, "local_head"),
+        ((8, 16), FLOAT, TensorMeta((8,), FLOAT), 10, "mlp"),
+        ((8, 16), FLOAT, TensorMeta((8,), LONG), 0, "mlp"),
         ((8, 3, 6, 6), FLOAT, None, 0, "conv"),
+        ((8, 3, 6, 6), FLOAT, TensorMeta((8,), LONG), 10, "conv"),
         ((8, 5, 16), FLOAT, TensorMeta((8, 5), LONG), 10, "local_head"),
         ((8, 5, 16), FLOAT, TensorMeta((8,), torch.int32), 10, "local_head"),
         ((8, 5, 16), FLOAT, None, 10, None),

@@ -34,7 +34,7 @@ IMAGE, SEQUENCE = (B, C, T, T), (B, T, D)
 @pytest.mark.parametrize(
     "label, hidden, logits, told, name",
     [
-        (label_meta(), ROW, (B, V), "TTT", "mlp"),
+        (label_meta(), ROW, (B, V), "TTT", "local_head"),
         (label_meta(), ROW, (B, V), "---", "mlp"),
         (label_meta(), IMAGE, (B, V), "---", "conv"),
         (label_meta(TOKENS), SEQUENCE, (B, T, V), "TTT", "local_head"),
@@ -97,7 +97,7 @@ def _two_outputs(**values: Any) -> list[Facts]:
 @pytest.mark.parametrize(
     "asked, names",
     [
-        ((), ("mlp", "conv")),
+        ((), ("local_head", "conv")),
         (("linear", "conv"), ("linear", "conv")),
         (("linear", f"{GIVEN}Mine"), ("linear", f"{GIVEN}Mine")),
     ],
@@ -153,7 +153,7 @@ def test_a_stage_whose_outputs_need_no_gradient_has_no_interface() -> None:
         (
             Policy("auto"),
             "TTT",
-            "true gradients for 200 steps, then synthetic, lag 2; interfaces by stage: mlp, mlp "
+            "true gradients for 200 steps, then synthetic, lag 2; interfaces by stage: local_head, local_head "
             "(labels local, 10 classes)",
         ),
         (
@@ -164,13 +164,13 @@ def test_a_stage_whose_outputs_need_no_gradient_has_no_interface() -> None:
         (
             Policy("synthetic", 1, 7),
             "F--",
-            "true gradients for 7 steps, then synthetic, lag 1; interfaces by stage: mlp, mlp "
+            "true gradients for 7 steps, then synthetic, lag 1; interfaces by stage: local_head, local_head "
             "(labels relay, 10 classes)",
         ),
         (
             Policy("wait"),
             "TTT",
-            "true gradients only (policy wait); interfaces by stage: mlp, mlp (labels local, 10 classes)",
+            "true gradients only (policy wait); interfaces by stage: local_head, local_head (labels local, 10 classes)",
         ),
         (
             Policy("auto"),
@@ -188,4 +188,4 @@ def test_the_summary_says_why_auto_stays_at_wait_and_lists_several_interfaces() 
     assert agree(stages("--T", hidden=(SEQUENCE,)), 1).summary == (
         f"DNI over 3 stages, 2 microbatches: stays at policy wait, because auto {_no_interface(0, SEQUENCE)}"
     )
-    assert "interfaces by stage: mlp+conv, mlp (" in agree(_two_outputs(), 2).summary
+    assert "interfaces by stage: local_head+conv, local_head (" in agree(_two_outputs(), 2).summary

@@ -47,7 +47,7 @@ def test_the_constructor_of_1f1b_is_enough_and_says_once_what_was_chosen() -> No
     (said, _), (silence, losses) = run_ranks(2, _plain, "mlp", "all")
     assert said == (
         "[dnipipe] DNI over 2 stages, 2 microbatches: true gradients for 200 steps, then synthetic, lag 2; "
-        "interfaces by stage: mlp (labels local, 7 classes)\n"
+        "interfaces by stage: local_head (labels local, 7 classes)\n"
     )
     assert silence == "" and losses[-1] < losses[0]
 
