@@ -19,7 +19,14 @@ import torch.distributed as dist
 
 # The fork server imports torch once; each rank is then a fork of it, which takes 50 ms instead of 4 s.
 _CONTEXT = mp.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["torch", "torch.distributed.pipelining", "torch.distributed.fsdp", "tests.ranks"])
+_PRELOADED = ["torch", "torch.distributed.pipelining", "torch.distributed.fsdp", "tests.ranks"]
+_CONTEXT.set_forkserver_preload(_PRELOADED)
+
+
+def preload(*modules: str) -> None:
+    """Has the fork server import these too: for a conftest.py, since it counts only before the first rank starts."""
+    _PRELOADED.extend(each for each in modules if each not in _PRELOADED)
+    _CONTEXT.set_forkserver_preload(_PRELOADED)
 
 
 def _rank_main(

@@ -24,14 +24,17 @@ from deepspeed.pipe import PipelineModule  # noqa: E402
 
 import dnipipe.deepspeed as deepspeed  # noqa: E402
 
-CLASSES, PIXELS, RECORD = 10, 3 * 32 * 32, 1 + 3 * 32 * 32
+CLASSES, RECORD = 10, 1 + 3 * 32 * 32
+Pictures = tuple[Tensor, Tensor]
+"""(N, 3, 32, 32) float32 about 0, and their classes, (N,) int64."""
 
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("-p", "--stages", type=int, default=2, help="pipeline stages; ranks / stages are replicas")
     parser.add_argument("-s", "--steps", type=int, default=200, help="batches to train")
-    parser.add_argument("--data", type=Path, help="folder with CIFAR-10's data_batch_*.bin; else pictures are made")
+    parser.add_argument("--eval-steps", type=int, default=16, help="batches of held-out pictures at the end")
+    parser.add_argument("--data", type=Path, help="folder with CIFAR-10's *_batch*.bin; else pictures are made")
     parser.add_argument("--seed", type=int, default=0, help="of weights, and of pictures that are made")
     parser.add_argument("--local_rank", type=int, default=-1, help="set by the launcher")
     deepspeed.add_config_arguments(parser)
@@ -52,25 +55,29 @@ def layers() -> list[nn.Module]:
     ]  # fmt: skip
 
 
-def pictures(folder: Path | None, seed: int) -> tuple[Tensor, Tensor]:
-    """(N, 3, 32, 32) float32 about 0, and (N,) int64: CIFAR-10's training set, or a blurred pattern for each class."""
+def pictures(folder: Path | None, seed: int) -> tuple[Pictures, Pictures]:
+    """To train with, and held out: CIFAR-10 in its binary version, or a pattern for each class under noise."""
     if folder is not None:
-        files = sorted(folder.rglob("data_batch_*.bin"))
-        if not files:
-            raise SystemExit(f"{folder} has no data_batch_*.bin: give the folder of CIFAR-10's binary files, or none")
-        records = torch.cat([torch.frombuffer(bytearray(each.read_bytes()), dtype=torch.uint8) for each in files])
-        records = records.view(-1, RECORD)
-        return records[:, 1:].reshape(-1, 3, 32, 32).float() / 128 - 1, records[:, 0].long()
+        return _records(folder, "data_batch_*.bin"), _records(folder, "test_batch.bin")
     generator = torch.Generator().manual_seed(seed)
     patterns = torch.randn(CLASSES, 3, 8, 8, generator=generator).repeat_interleave(4, 2).repeat_interleave(4, 3)
-    label = torch.randint(CLASSES, (4096,), generator=generator)
-    return 0.3 * patterns[label] + torch.randn(len(label), 3, 32, 32, generator=generator), label
+    label = torch.randint(CLASSES, (5120,), generator=generator)
+    x = 0.3 * patterns[label] + torch.randn(len(label), 3, 32, 32, generator=generator)
+    return (x[:4096], label[:4096]), (x[4096:], label[4096:])
 
 
-def microbatches(
-    x: Tensor, label: Tensor, rows: int, replica: int, num_replicas: int
-) -> Iterator[tuple[Tensor, Tensor]]:
+def _records(folder: Path, name: str) -> Pictures:
+    files = sorted(folder.rglob(name))
+    if not files:
+        raise SystemExit(f"{folder} has no {name}: give the folder of CIFAR-10's binary files, or none")
+    records = torch.cat([torch.frombuffer(bytearray(each.read_bytes()), dtype=torch.uint8) for each in files])
+    records = records.view(-1, RECORD)
+    return records[:, 1:].reshape(-1, 3, 32, 32).float() / 128 - 1, records[:, 0].long()
+
+
+def microbatches(pictures: Pictures, rows: int, replica: int, num_replicas: int) -> Iterator[Pictures]:
     """Endless, in an order that the first and the last stage share; each replica has its own part."""
+    x, label = pictures
     generator = torch.Generator().manual_seed(1)
     while True:
         order = torch.randperm(len(x), generator=generator)[replica::num_replicas]
@@ -87,17 +94,14 @@ def main() -> None:
         layers(), num_stages=args.stages, loss_fn=nn.CrossEntropyLoss(), partition_method="parameters"
     )
     engine, *_ = deepspeed.initialize(args=args, model=model)
-    data = microbatches(
-        *pictures(args.data, args.seed),
-        engine.train_micro_batch_size_per_gpu(),
-        engine.grid.data_parallel_id,
-        engine.grid.data_parallel_size,
-    )
-    losses = [float(engine.train_batch(data)) for _ in range(args.steps)]
-    held_out = engine.eval_batch(data)
+    sizes = engine.train_micro_batch_size_per_gpu(), engine.grid.data_parallel_id, engine.grid.data_parallel_size
+    train, held_out = (microbatches(each, *sizes) for each in pictures(args.data, args.seed))
+    losses = [float(engine.train_batch(train)) for _ in range(args.steps)]
+    tests = [float(engine.eval_batch(held_out)) for _ in range(args.eval_steps)]
     if int(os.environ.get("RANK", "0")) == engine.grid.stage_to_global(args.stages - 1, data=0):
-        last = losses[-20:]
-        print(f"loss {losses[0]:.3f}, mean of the last {len(last)}: {sum(last) / len(last):.3f}; eval {held_out:.3f}")
+        last = losses[-100:]
+        held = f", held out: {sum(tests) / len(tests):.4f}" if tests else ""
+        print(f"loss {losses[0]:.4f}, mean of the last {len(last)}: {sum(last) / len(last):.4f}{held}")
         print(getattr(engine, "metrics", "plain DeepSpeed"), flush=True)
 
 

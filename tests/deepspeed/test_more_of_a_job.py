@@ -121,7 +121,7 @@ deepspeed.init_distributed()
 layers = [nn.Linear(4, 4), nn.Linear(4, 4)]
 engine, *_ = deepspeed.initialize(model=PipelineModule(layers, num_stages=2, loss_fn=nn.MSELoss()), config=sys.argv[1])
 engine.train_batch(iter([(torch.ones(2, 4), torch.ones(2, 4))] * 2))
-print("made", type(engine).__name__, flush=True)
+sys.stdout.write(f"made {type(engine).__name__}\\n")  # at once, for print's two pieces mix with the other rank's
 """
 
 

@@ -124,8 +124,7 @@ def _model(
         ({}, _model(slices=4), "tensor parallelism, which is 4 here"),
         ({}, nn.Linear(2, 2), "the model is a Linear: wrap its layers in deepspeed.pipe.PipelineModule"),
         ({}, _model(kind=refuse.DualPipeVModule), "a DualPipeVModule holds two"),
-        ({}, _model(num_stages=1), "needs at least 2 stages"),
-        ({}, _model(dynamic_shape=True), "pad them to one shape, and call engine.reset_activation_shape()"),
+        ({"dnipipe": {"transport": "direct"}}, _model(dynamic_shape=True), 'has dynamic_shape=True: choose "group"'),
         ({"fp16": {"enabled": True}}, _model(), '"fp16.enabled" is true'),
         ({"fp16": True}, _model(), 'set "bf16": {"enabled": true} instead'),
     ],
@@ -136,14 +135,21 @@ def test_a_job_that_would_train_wrongly_is_refused(
     monkeypatch.setattr(refuse.get_accelerator(), "is_fp16_supported", lambda: False)
     monkeypatch.setattr(start, "_plain_initialize", lambda **_: pytest.fail("DeepSpeed was called"))
     with pytest.raises(ValueError) as error:
-        ours.initialize(model=model, config={**config, "dnipipe": {}})
+        ours.initialize(model=model, config={"dnipipe": {}, **config})
     assert said in str(error.value)
 
 
 def test_what_can_be_trained_is_not_refused() -> None:
     refuse.check_job(
-        {"zero_optimization": {"stage": 1}, "bf16": {"enabled": True}, "fp16": {"enabled": False}}, _model()
+        {"zero_optimization": {"stage": 1}, "bf16": {"enabled": True}, "fp16": {"enabled": False}}, _model(), Block()
     )
+
+
+def test_one_stage_is_plain_deepspeeds(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    seen: list[dict[str, Any]] = []
+    monkeypatch.setattr(start, "_plain_initialize", lambda **given: seen.append(given))
+    ours.initialize(model=_model(num_stages=1), config={"train_batch_size": 8, "dnipipe": {}})
+    assert seen[0]["config"] == {"train_batch_size": 8} and "one stage has no bubble" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
