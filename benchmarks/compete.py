@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import statistics
-import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import date
@@ -16,6 +15,7 @@ from rich.progress import Progress
 
 from benchmarks.bound import bound
 from benchmarks.contestants import Contestant, Entry, Parts, chunks_of
+from benchmarks.machine import allocated, card, commit, largest
 from benchmarks.reference import Alone, Costs, measure_costs
 from benchmarks.rounds import Runner, Timing, time_in_turns
 from benchmarks.rows import Row, with_ratios, write_rows
@@ -69,14 +69,14 @@ def compete(rank: int, device: torch.device, settings: Settings) -> None:
     alone = Alone(workload, _parts(parts, "1F1B", workload, device), m)
     costs = _warm_up(alone, workload, settings)
     for entry in settings.entries:
-        own_parts, before = _parts(parts, entry.schedule, workload, device), _allocated(device)
+        own_parts, before = _parts(parts, entry.schedule, workload, device), allocated(device)
         try:
             contestant = Contestant(entry, workload, own_parts, m, settings.post_ahead)
         except ValueError as error:
             measured[entry].refused = str(error).splitlines()[0]
             continue
-        measured[entry].peak_bytes = _largest(_peak_bytes(contestant, before))
-        measured[entry].in_flight = _largest(contestant.held.peak)
+        measured[entry].peak_bytes = largest(_peak_bytes(contestant, before))
+        measured[entry].in_flight = largest(contestant.held.peak)
         if entry.schedule == "DNI":
             measured[entry].bound = 1.0
         else:
@@ -113,10 +113,6 @@ def _warm_up(alone: Alone, workload: Workload, settings: Settings) -> Costs:
     return measure_costs(alone, workload, settings.steps)
 
 
-def _allocated(device: torch.device) -> int:
-    return torch.cuda.memory_allocated(device) if device.type == "cuda" else 0
-
-
 def _peak_bytes(contestant: Contestant, before: int) -> int | None:
     """Runs its first steps. The peak of the third, what it has for good included, but nothing that is another's."""
     device = contestant.parts.device
@@ -127,19 +123,12 @@ def _peak_bytes(contestant: Contestant, before: int) -> int | None:
         contestant.step()
         contestant.settle()
         return None
-    idle = _allocated(device)
+    idle = allocated(device)
     torch.cuda.reset_peak_memory_stats(device)
     contestant.step()
     contestant.settle()
     own = idle - before + contestant.parts.num_bytes
     return torch.cuda.max_memory_allocated(device) - idle + own
-
-
-def _largest(value: Any) -> Any:
-    """Over the ranks; None if it is None there."""
-    values: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(values, value)
-    return None if None in values else max(values)
 
 
 def _trace(contestant: Contestant) -> list[Span]:
@@ -199,7 +188,7 @@ def _rows(
         rows.append(
             Row(
                 device=device.type,
-                card=_card(device),
+                card=card(device),
                 schedule=entry.schedule,
                 interface=entry.interface,
                 policy="synthetic" if entry.interface else None,
@@ -224,7 +213,7 @@ def _rows(
                 peak_bytes=seen.peak_bytes,
                 in_flight=seen.in_flight,
                 interface_cost_share=seen.interface_ms / work_ms if seen.interface_ms is not None else None,
-                commit=_commit(),
+                commit=commit(),
                 torch=torch.__version__,
                 date=date.today().isoformat(),
             )
@@ -234,27 +223,6 @@ def _rows(
 
 def _transport(entry: Entry, device: torch.device) -> str:
     return "direct" if entry.transport == "direct" else "nccl" if device.type == "cuda" else "gloo"
-
-
-def _card(device: torch.device) -> str:
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    for line in Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else ():
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return "CPU"
-
-
-def _commit() -> str:
-    """Of the repository that this file is in; "+" if it has changes of its own. Empty outside a repository."""
-    run = subprocess.run(
-        ["git", "describe", "--always", "--dirty=+", "--exclude=*"],
-        cwd=Path(__file__).parent,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    return run.stdout.strip()
 
 
 def _draw(measured: dict[Entry, Measured], path: Path) -> None:

@@ -9,7 +9,9 @@ import json
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
+
+Kind = TypeVar("Kind")
 
 
 @dataclass(frozen=True)
@@ -76,8 +78,9 @@ class Row:
         return " ".join(part for part in (self.schedule, self.interface, policy, transport) if part)
 
 
-def write_rows(rows: Iterable[Row], path: str | Path) -> None:
-    """Writes the rows as a JSON list of flat objects, which read_rows() reads back exactly; makes the folder.
+def write_rows(rows: Iterable[Any], path: str | Path) -> None:
+    """Writes the rows, dataclasses of one kind, as a JSON list of flat objects, which read_rows() or read_rows_of()
+    reads back exactly; makes the folder.
 
     Raises: ValueError: a number is infinite or nan; the file is left as it was.
     """
@@ -91,23 +94,28 @@ def read_rows(path: str | Path) -> list[Row]:
 
     Raises: ValueError: not a JSON list of objects, or one with a field too many or too few; it names file and field.
     """
+    return read_rows_of(Row, path)
+
+
+def read_rows_of(kind: type[Kind], path: str | Path) -> list[Kind]:
+    """The same for rows of another kind of dataclass."""
     try:
         loaded = json.loads(Path(path).read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{path} is not JSON: {error}") from None
     if not isinstance(loaded, list):
         raise ValueError(f"{path} holds a JSON {type(loaded).__name__}, not a list of rows")
-    return [_row(each, f"{path}, row {number}") for number, each in enumerate(loaded)]
+    return [_row(kind, each, f"{path}, row {number}") for number, each in enumerate(loaded)]
 
 
-def _row(loaded: Any, place: str) -> Row:
+def _row(kind: type[Kind], loaded: Any, place: str) -> Kind:
     if not isinstance(loaded, dict):
         raise ValueError(f"{place} is a JSON {type(loaded).__name__}, not an object")
-    known = {field.name for field in fields(Row)}
-    for kind, names in (("unknown", loaded.keys() - known), ("missing", known - loaded.keys())):
+    known = {field.name for field in fields(cast(Any, kind))}
+    for fault, names in (("unknown", loaded.keys() - known), ("missing", known - loaded.keys())):
         if names:
-            raise ValueError(f"{place}: {kind} field {', '.join(sorted(names))}")
-    return Row(**loaded)
+            raise ValueError(f"{place}: {fault} field {', '.join(sorted(names))}")
+    return kind(**loaded)
 
 
 def _model(row: Row) -> tuple[Hashable, ...]:
@@ -126,9 +134,9 @@ def same_batch(row: Row) -> Hashable:
     return (*_model(row), row.batch)
 
 
-def grouped(rows: Iterable[Row], key: Callable[[Row], Hashable]) -> list[list[Row]]:
+def grouped(rows: Iterable[Kind], key: Callable[[Kind], Hashable]) -> list[list[Kind]]:
     """The rows of equal key together; groups and rows in the order in which they first came."""
-    groups: dict[Hashable, list[Row]] = {}
+    groups: dict[Hashable, list[Kind]] = {}
     for row in rows:
         groups.setdefault(key(row), []).append(row)
     return list(groups.values())
@@ -180,9 +188,9 @@ def work(workload: Sequence[Row]) -> str:
     """What all rows of a workload had to do, in words."""
     row, sizes = workload[0], {row.microbatch_size for row in workload}
     cut = f"microbatches of {row.microbatch_size}" if len(sizes) == 1 else f"batches of {row.batch}"
-    model = f"{_many(row.stages, 'stage')} of {_many(row.blocks_per_stage, 'block')}, width {row.width}"
+    model = f"{many(row.stages, 'stage')} of {many(row.blocks_per_stage, 'block')}, width {row.width}"
     return f"{model}, vocabulary {row.vocab_size}, {row.dtype}, {cut} x {row.seq_len} tokens"
 
 
-def _many(count: int, name: str) -> str:
+def many(count: int, name: str) -> str:
     return f"{count} {name}" if count == 1 else f"{count} {name}s"

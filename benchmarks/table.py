@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from rich import box
@@ -32,15 +32,15 @@ class _Sheet:
             ("schedule", lambda row: row.label),
             ("M", lambda row: f"{row.microbatches}"),
             ("step ms\n± IQR", _step),
-            ("tokens/s", lambda row: _said(row.tokens_per_s, ",.0f")),
-            ("utilisation", lambda row: _said(row.utilisation, ".2f")),
-            ("bound", lambda row: _said(row.bound, ".2f")),
-            ("predicted\nms", lambda row: _ms(row.predicted_ms, row.predicted_ms)),
-            (f"x\nGPipe{rival}", lambda row: _said(row.ratio_to_gpipe, ".2f")),
-            (f"x\n1F1B{rival}", lambda row: _said(row.ratio_to_1f1b, ".2f")),
-            ("peak", lambda row: _size(row.peak_bytes)),
-            ("in\nflight", lambda row: _said(row.in_flight, ".4g")),
-            ("interface\nshare", lambda row: _said(row.interface_cost_share, ".1%")),
+            ("tokens/s", lambda row: said(row.tokens_per_s, ",.0f")),
+            ("utilisation", lambda row: said(row.utilisation, ".2f")),
+            ("bound", lambda row: said(row.bound, ".2f")),
+            ("predicted\nms", lambda row: ms(row.predicted_ms, row.predicted_ms)),
+            (f"x\nGPipe{rival}", lambda row: said(row.ratio_to_gpipe, ".2f")),
+            (f"x\n1F1B{rival}", lambda row: said(row.ratio_to_1f1b, ".2f")),
+            ("peak", lambda row: size(row.peak_bytes)),
+            ("in\nflight", lambda row: said(row.in_flight, ".4g")),
+            ("interface\nshare", lambda row: said(row.interface_cost_share, ".1%")),
         ]
 
     def cells(self, row: Row) -> list[str]:
@@ -57,11 +57,14 @@ class _Sheet:
 
 
 def show(console: Console, rows: Sequence[Row]) -> None:
-    """Prints the tables, whole even where the console is narrower: a log has 80 columns whoever reads it."""
     for sheet in _sheets(rows):
-        table = _drawn(sheet)
-        table.width = console.measure(table, options=console.options.update(max_width=1000)).maximum
-        console.print(table, crop=False)
+        print_whole(console, _drawn(sheet))
+
+
+def print_whole(console: Console, table: Table) -> None:
+    """Even where the console is narrower: a log has 80 columns whoever reads it."""
+    table.width = console.measure(table, options=console.options.update(max_width=1000)).maximum
+    console.print(table, crop=False)
 
 
 def markdown(rows: Sequence[Row]) -> str:
@@ -79,42 +82,63 @@ def _sheets(rows: Sequence[Row]) -> list[_Sheet]:
 
 
 def _drawn(sheet: _Sheet) -> Table:
-    # Text, for a plain str would lose what stands in brackets, as torch's messages have it
-    table = Table(title=Text(sheet.title), title_justify="left", caption_justify="left", box=box.SIMPLE_HEAD)
-    for number, (heading, _) in enumerate(sheet.columns):
-        table.add_column(heading, justify="right" if number else "left", no_wrap=True, vertical="bottom")
-    for row, after in zip(sheet.rows, [*sheet.rows[1:], None], strict=True):
-        ends = not sheet.of_best and after is not None and after.microbatches != row.microbatches
-        table.add_row(*sheet.cells(row), end_section=ends)
+    ends = [
+        not sheet.of_best and after.microbatches != row.microbatches
+        for row, after in zip(sheet.rows, sheet.rows[1:], strict=False)
+    ]
+    headings = [heading for heading, _ in sheet.columns]
+    table = drawn(sheet.title, headings, [sheet.cells(row) for row in sheet.rows], [*ends, False])
     refusals = [f"{names} refused: {reason}" for names, reason in sheet.refusals()]
     table.caption = Text("\n".join(refusals)) if refusals else None
     return table
 
 
+def drawn(title: str, headings: Sequence[str], lines: Sequence[Sequence[str]], ends: Sequence[bool]) -> Table:
+    """A table for a terminal. ends: of each line, whether a rule is drawn below it."""
+    # Text, for a plain str would lose what stands in brackets, as torch's messages have it
+    table = Table(title=Text(title), title_justify="left", caption_justify="left", box=box.SIMPLE_HEAD)
+    for number, heading in enumerate(headings):
+        table.add_column(heading, justify="right" if number else "left", no_wrap=True, vertical="bottom")
+    for line, end in zip(lines, ends, strict=True):
+        table.add_row(*line, end_section=end)
+    return table
+
+
 def _marked(sheet: _Sheet) -> str:
-    headings = [heading.replace("\n", " ") for heading, _ in sheet.columns]
-    lines = [headings, ["---", *["---:"] * (len(headings) - 1)], *map(sheet.cells, sheet.rows)]
-    drawn = ["| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines]
-    refusals = [f"\n{names} refused: `` {reason} ``" for names, reason in sheet.refusals()]
-    return "\n".join([f"### {sheet.title}\n", *drawn, *refusals]) + "\n"
+    refusals = [f"\n{names} refused: `` {reason} ``\n" for names, reason in sheet.refusals()]
+    return marked(sheet.title, [heading for heading, _ in sheet.columns], map(sheet.cells, sheet.rows)) + "".join(
+        refusals
+    )
+
+
+def marked(title: str, headings: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
+    """The same as GitHub's markdown, below a heading of the third level."""
+    first = [heading.replace("\n", " ") for heading in headings]
+    rows = [first, ["---", *["---:"] * (len(first) - 1)], *lines]
+    return (
+        "\n".join(
+            [f"### {title}\n", *("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows)]
+        )
+        + "\n"
+    )
 
 
 def _step(row: Row) -> str:
-    spread = "" if row.spread_ms is None else f" ± {_ms(row.spread_ms, row.step_ms)}"
-    return _ms(row.step_ms, row.step_ms) + spread
+    spread = "" if row.spread_ms is None else f" ± {ms(row.spread_ms, row.step_ms)}"
+    return ms(row.step_ms, row.step_ms) + spread
 
 
-def _ms(value: float | None, scale: float | None) -> str:
+def ms(value: float | None, scale: float | None) -> str:
     """Milliseconds, with the digits that suit a time of `scale`: a time and its spread have as many."""
     digits = 0 if scale is None or scale >= 1000 else 1 if scale >= 10 else 2
-    return _said(value, f",.{digits}f")
+    return said(value, f",.{digits}f")
 
 
-def _said(value: float | None, form: str) -> str:
+def said(value: float | None, form: str) -> str:
     return NONE if value is None else format(value, form)
 
 
-def _size(num_bytes: int | None) -> str:
+def size(num_bytes: int | None) -> str:
     if num_bytes is None:
         return NONE
     return f"{num_bytes / 1e9:.2f} GB" if num_bytes >= 1e9 else f"{num_bytes / 1e6:.0f} MB"

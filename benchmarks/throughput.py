@@ -84,8 +84,8 @@ def _settings(options: argparse.Namespace) -> list[Settings]:
     if options.device == "cuda" and not torch.cuda.device_count():
         raise ValueError("--device cuda: torch sees no GPU; run with --device cpu")
     settings = []
-    for blocks in _numbers("--blocks", options.blocks):
-        for m in _numbers("--microbatches", options.microbatches):
+    for blocks in numbers("--blocks", options.blocks):
+        for m in numbers("--microbatches", options.microbatches):
             if options.microbatch_size is None and options.batch_size % m:
                 raise ValueError(f"--batch-size {options.batch_size} is no multiple of {m} microbatches")
             size = options.microbatch_size or options.batch_size // m
@@ -106,7 +106,7 @@ def _settings(options: argparse.Namespace) -> list[Settings]:
     return settings
 
 
-def _numbers(option: str, text: str) -> list[int]:
+def numbers(option: str, text: str) -> list[int]:
     try:
         numbers = [int(part) for part in text.split(",")]
     except ValueError:
