@@ -72,8 +72,9 @@ class Block:
                 f'out, or choose policy "synthetic"'
             )
 
-    def schedule_policy(self) -> Policy:
-        return Policy(self.policy, self.lag, self.unlock_after_steps)
+    def schedule_policy(self, *, may_post_ahead: bool) -> Policy:
+        """may_post_ahead: as Policy.post_ahead; False: never."""
+        return Policy(self.policy, self.lag, self.unlock_after_steps, None if may_post_ahead else False)
 
     @property
     def interfaces(self) -> tuple[str, ...]:

@@ -22,6 +22,7 @@ from ..schedule.flow import Flow
 from . import norms, program, saved
 from .block import Block
 from .flowing import Flowing
+from .loss_scale import check_loss_scale, loss_scale_of
 from .notice import print_differences
 from .stage import PipeStage, tensors_of
 from .ties import Ties, check_ties, tied_stages
@@ -43,6 +44,7 @@ class DNIPipelineEngine(PipelineEngine):  # type: ignore[misc]
         plain_fp32 = not (self.fp16_enabled() or self.bfloat16_enabled() or self.zero_optimization())
         is_tied = bool(tied_stages(self.module))
         norms.check_clip(block, self.gradient_clipping(), plain_fp32=plain_fp32, is_tied=is_tied)
+        check_loss_scale(self)
         if block.clip != "global":
             norms.keep_in_stage(self.optimizer, grid)
         self._clip = norms.build_clip(block, self.gradient_clipping(), grid) if plain_fp32 else None
@@ -50,7 +52,7 @@ class DNIPipelineEngine(PipelineEngine):  # type: ignore[misc]
         self._ties = Ties(self, block)
         replicas = [grid.get_data_parallel_group()] if self.is_data_parallel else []
         stage = PipeStage(grid, torch.device(self.device))
-        self._flowing = Flowing(block, stage, self.micro_batches, replicas, self._loss_factor)
+        self._flowing = Flowing(block, stage, self.micro_batches, replicas, self._loss_factor, self.dynamic_shape)
         self._swept = False
         self.grad_layer: Any
         self.is_pipe_parallel: bool
@@ -72,9 +74,8 @@ class DNIPipelineEngine(PipelineEngine):  # type: ignore[misc]
         return self.flow.step - 1 if self.block.loss == "sync" else int(self.metrics["loss_step"])
 
     def _loss_factor(self) -> float:
-        """What DeepSpeed multiplies the loss of one microbatch by before it goes backward."""
-        loss_scale = self._get_optimizer_loss_scale() if self.fp16_enabled() else None
-        return float(loss_scale or 1.0) / self.gradient_accumulation_steps()
+        """What DeepSpeed multiplies the loss of one microbatch by before it goes backward, at present."""
+        return loss_scale_of(self) / self.gradient_accumulation_steps()
 
     # ---- a training batch
 

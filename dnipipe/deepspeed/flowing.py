@@ -23,12 +23,12 @@ from ..schedule.policy import Policy
 from ..schedule.preparation import NO_LABEL
 from ..schedule.watch import Watch
 from .block import Block
-from .scaled import ScaledLearner
 from .stage import PipeStage, metas_of
 
 
 class Flowing:
-    """Args: replicas: the group of this stage's replicas, none without any. scale: as in ScaledLearner.
+    """Args: replicas: the group of this stage's replicas, none without any. grad_scale: as Flow's.
+             dynamic: whether shapes may differ from one microbatch to the next.
 
     Fields: flow: dnipipe's, with two boundaries. agreement: None before the first batch, and after a change of shape.
     """
@@ -39,13 +39,19 @@ class Flowing:
         stage: PipeStage,
         num_microbatches: int,
         replicas: Sequence[dist.ProcessGroup],
-        scale: Callable[[], float],
+        grad_scale: Callable[[], float],
+        dynamic: bool,
     ) -> None:
-        self.block, self.stage, self.replicas, self.scale = block, stage, list(replicas), scale
-        self.policy = block.schedule_policy()
+        self.block, self.stage, self.replicas = block, stage, list(replicas)
+        self.dynamic = dynamic
+        self.policy = block.schedule_policy(may_post_ahead=not dynamic)
         self.agreement: Agreement | None = None
         trace = Trace(rank=dist.get_rank(), stage=stage.stage_index, device=stage.device, enabled=False)
-        self.flow = assembly.open_flow(stage, num_microbatches, self.policy, block.timeout_s, trace, block.transport)
+        transport = "group" if dynamic else block.transport
+        self.flow = assembly.open_flow(
+            stage, num_microbatches, self.policy, block.timeout_s, trace, transport, announces=dynamic
+        )
+        self.flow.grad_scale = grad_scale
         self._watch = Watch(block.check_every_steps, block.fall_back, [stage.group, *self.replicas], block.timeout_s)
         self._resume: dict[str, Any] | None = None
         self._announced = False
@@ -72,8 +78,9 @@ class Flowing:
         flow.policy = self.policy if agreement.stays_at_wait is None else Policy("wait", self.policy.lag)
         assembly.set_metas(flow, stage, agreement)
         if flow.learner is None and agreement.interfaces:
-            learner = assembly.build_learner(stage, agreement, self.block.interfaces, self._optimizer, self.replicas)
-            flow.learner = ScaledLearner(learner, self.scale)
+            flow.learner = assembly.build_learner(
+                stage, agreement, self.block.interfaces, self._optimizer, self.replicas
+            )
         self._restore()
 
     def _optimizer(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
@@ -124,13 +131,16 @@ class Flowing:
 
     def check_shapes(self, outputs: Sequence[Tensor]) -> None:
         """Raises: ValueError: this stage's outputs are not as agreed, and the next stage waits for those."""
+        if self.dynamic:
+            return
         agreed = tuple((torch.Size(meta.shape), meta.dtype) for meta in self.stage.outputs)
         if metas_of(outputs) != agreed:
             was, now = ([f"{tuple(shape)} {dtype}" for shape, dtype in metas] for metas in (agreed, metas_of(outputs)))
             raise ValueError(
                 f"stage {self.stage.stage_index}: the outputs of one microbatch were {', '.join(was)} and are "
                 f"{', '.join(now)}: call engine.reset_activation_shape() on every rank before the first batch of "
-                f"another shape, and drop a last, smaller microbatch of the data"
+                f"another shape, drop a last, smaller microbatch of the data, or build the PipelineModule with "
+                f"dynamic_shape=True"
             )
 
     def begin_batch(self) -> None:

@@ -1,41 +1,26 @@
-"""Predictors beside gradients that carry DeepSpeed's factors.
-
-DeepSpeed divides the loss by the gradient accumulation steps, and multiplies it by the loss scale in fp16, before the
-last stage goes backward; so all gradients on the wire carry these factors. Predictors learn and predict gradients of
-the mean loss of one microbatch, as everywhere in dnipipe.
-"""
+"""The factor that DeepSpeed's fp16 puts on a loss, and so on every gradient behind it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import warnings
+from typing import Any
 
-import torch
-from torch import Tensor
-
-from ..interface import Learner
+from deepspeed.runtime.base_optimizer import ZeROOptimizer
 
 
-class ScaledLearner(Learner):
-    """A Learner whose gradients outside are `scale()` times those inside. The rest as in Learner, whose parts it takes.
-
-    Args: scale: what DeepSpeed multiplies the loss of one microbatch by, at present; more than 0.
-    """
-
-    def __init__(self, learner: Learner, scale: Callable[[], float]) -> None:
-        self.__dict__.update(vars(learner))
-        self.scale = scale
-
-    def predict(self, hs: Sequence[Tensor], label: Tensor | None) -> tuple[Tensor, ...]:
-        scale = self.scale()
-        return tuple(grad.mul_(scale) for grad in super().predict(hs, label))
-
-    def learn(self, hs: Sequence[Tensor], label: Tensor | None, true_grads: Sequence[Tensor]) -> None:
-        scale = self.scale()
-        super().learn(hs, label, [_unscaled(grad, scale) for grad in true_grads])
+def loss_scale_of(engine: Any) -> float:
+    """What `engine` multiplies a loss by for fp16's sake, at present; 1 where it does not."""
+    if not (engine.fp16_enabled() and isinstance(engine.optimizer, ZeROOptimizer)):
+        return 1.0
+    return float(engine._get_optimizer_loss_scale() or 1.0)
 
 
-def _unscaled(grad: Tensor, scale: float) -> Tensor:
-    if grad.dtype != torch.float16:
-        return grad if scale == 1.0 else grad / scale
-    # float32, where a small gradient without its loss scale is not lost; an overflow downstream teaches nothing
-    return torch.nan_to_num(grad.float() / scale, nan=0.0, posinf=0.0, neginf=0.0)
+def check_loss_scale(engine: Any) -> None:
+    """Warns of a fault of DeepSpeed's own, which this engine shares."""
+    if engine.fp16_enabled() and not isinstance(engine.optimizer, ZeROOptimizer):
+        warnings.warn(
+            "fp16 with ZeRO 0: DeepSpeed 0.19 does not multiply the loss by its loss scale there (deepspeed/runtime/"
+            'engine.py, backward) and divides the gradients by it all the same: set "zero_optimization.stage" 1',
+            RuntimeWarning,
+            stacklevel=2,
+        )

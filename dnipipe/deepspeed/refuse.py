@@ -9,12 +9,12 @@ from deepspeed.accelerator import get_accelerator
 from deepspeed.runtime.pipe import PipelineModule
 from deepspeed.runtime.pipe.dualpipev import DualPipeVModule
 
-from .block import NAME
+from .block import NAME, Block
 
 PLAIN = f'or remove the "{NAME}" block, and plain DeepSpeed trains'
 
 
-def check_job(config: Mapping[str, Any], model: Any) -> None:
+def check_job(config: Mapping[str, Any], model: Any, block: Block) -> None:
     """Raises: ValueError for a model or a ds_config that the engine would train wrongly."""
     _check_model(model)
     zero = _section(config, "zero_optimization").get("stage", 0)
@@ -30,11 +30,10 @@ def check_job(config: Mapping[str, Any], model: Any) -> None:
             f'"{NAME}" is not tested with tensor parallelism, which is {tensor} here: each slice would predict its '
             f"gradient from a part of the activation. Set it to 1, {PLAIN}"
         )
-    if getattr(model, "dynamic_shape", False):
+    if model.dynamic_shape and block.transport == "direct":
         raise ValueError(
-            f'"{NAME}" posts its receives before the activations exist, and a PipelineModule with dynamic_shape=True '
-            f"may change their shape in each microbatch: pad them to one shape, and call "
-            f"engine.reset_activation_shape() on every rank before a batch of another shape; {PLAIN}"
+            f'"{NAME}.transport" is "direct", whose buffers have one size, and the PipelineModule has '
+            f'dynamic_shape=True: choose "group", or build it without dynamic_shape'
         )
     fp16 = config.get("fp16")
     enabled = fp16.get("enabled", False) if isinstance(fp16, Mapping) else bool(fp16)
@@ -55,10 +54,6 @@ def _check_model(model: Any) -> None:
         raise ValueError(
             f'"{NAME}" removes the bubble of a pipeline, and the model is a {type(model).__name__}: wrap its layers in '
             f"deepspeed.pipe.PipelineModule(layers, num_stages=...), {PLAIN}"
-        )
-    if model.num_stages == 1:
-        raise ValueError(
-            f'"{NAME}" needs at least 2 stages, the PipelineModule has 1, without a bubble: raise num_stages, {PLAIN}'
         )
 
 

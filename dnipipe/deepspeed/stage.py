@@ -10,7 +10,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from ..interface import TensorMeta
-from ..schedule.ledger import Metas
+from ..schedule.announce import Metas
 
 
 def tensors_of(values: Any) -> tuple[Tensor, ...]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import inspect
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -34,7 +35,11 @@ def initialize(*args: Any, **kwargs: Any) -> tuple[Any, Any, Any, Any]:
     given = {**given, "config": config, "config_params": None, "args": _without_config(given.get("args"))}
     if not block.enabled:
         return _plain_initialize(**given)
-    check_job(config, given.get("model"))
+    model: Any = given.get("model")
+    check_job(config, model, block)
+    if model.num_stages == 1:
+        print(f'[dnipipe] one stage has no bubble: the "{NAME}" block does nothing', file=sys.stderr)
+        return _plain_initialize(**given)
     with _engine_class(block):
         return _plain_initialize(**given)
 

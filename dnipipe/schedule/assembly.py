@@ -21,6 +21,7 @@ from ..interface import Custom, Interface, Learner, TensorMeta, build_interface
 from ..observe.trace import Trace
 from . import torch_names
 from .agreement import Agreement, agree
+from .announce import Announcer
 from .facts import GIVEN, Facts
 from .flow import Flow
 from .ledger import Downward, Upward
@@ -44,9 +45,19 @@ def interface_names(given: Sequence[str | nn.Module]) -> tuple[str, ...]:
 
 
 def open_flow(
-    stage: Any, num_microbatches: int, policy: Policy, timeout_s: float, trace: Trace, transport: str = "auto"
+    stage: Any,
+    num_microbatches: int,
+    policy: Policy,
+    timeout_s: float,
+    trace: Trace,
+    transport: str = "auto",
+    announces: bool = False,
 ) -> Flow:
-    """The flow of a stage with its two boundaries. Every rank of the pipeline must call it at the same time."""
+    """The flow of a stage with its two boundaries. Every rank of the pipeline must call it at the same time.
+
+    Args: announces: whether shapes may differ from one microbatch to the next; needs policy.post_ahead False, and a
+          transport other than "direct".
+    """
     here, device = stage.stage_index, torch.device(stage.device)
     of_group = dist.get_process_group_ranks(stage.group or dist.group.WORLD)
     ranks = [of_group[stage.stage_index_to_group_rank[each]] for each in range(stage.num_stages)]
@@ -62,6 +73,12 @@ def open_flow(
             return DirectBoundary(group, device, depth, timeout_s=timeout_s, **names)
         return PairedBoundary(group, timeout_s=timeout_s, **names)
 
+    def announcer(group: dist.ProcessGroup | None, there: int) -> Announcer | None:
+        return Announcer(boundary(group, there)) if group is not None else None
+
+    cpu_above, cpu_below = (
+        boundary_groups(ranks, here, stage.group, timeout_s, torch.device("cpu")) if announces else (None, None)
+    )
     # Even stages meet the next one first, odd ones the one before: neighbours come together, none waits in a circle.
     opened: dict[int, Boundary] = {}
     for there, group in sorted(((here - 1, above), (here + 1, below)), key=lambda each: each[0], reverse=here % 2 == 0):
@@ -72,8 +89,8 @@ def open_flow(
         num_stages=stage.num_stages,
         num_microbatches=num_microbatches,
         policy=policy,
-        up=Upward(opened[here - 1], device) if above is not None else None,
-        down=Downward(opened[here + 1], device) if below is not None else None,
+        up=Upward(opened[here - 1], device, announcer(cpu_above, here - 1)) if above is not None else None,
+        down=Downward(opened[here + 1], device, announcer(cpu_below, here + 1)) if below is not None else None,
         device=device,
         trace=trace,
     )

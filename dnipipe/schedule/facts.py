@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..interface import TensorMeta, is_integer
-from .ledger import Metas
+from .announce import Metas
 from .policy import Policy
 
 GIVEN = "given: "  # prefix of the name of an interface that is an object of the caller's

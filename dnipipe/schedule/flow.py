@@ -20,7 +20,10 @@ from torch import Tensor
 
 from ..interface import Learner
 from ..observe.trace import Trace
-from .ledger import Downward, Metas, Pending, Rules, Upward, empty, own
+from . import scale
+from .announce import Metas
+from .ledger import Downward, Rules, Upward, empty, own
+from .pending import Pending
 from .policy import Policy, lag_of_wait
 
 
@@ -30,6 +33,7 @@ class Flow:
     Args:   stage, num_stages, num_microbatches: of the pipeline. up, down: the boundaries (None at its ends).
     Fields: learner: the predictors of this stage's outputs, set once they are known; None: only `wait` is possible.
             step: step() calls so far. microbatch: training microbatches of all complete steps.
+            grad_scale: what gradients here are multiplied by at present, more than 0; None: by nothing (scale.py).
     """
 
     def __init__(
@@ -48,6 +52,7 @@ class Flow:
         self.stage, self.num_stages, self.num_microbatches = stage, num_stages, num_microbatches
         self.policy, self.up, self.down, self.device = policy, up, down, device
         self.learner: Learner | None = None
+        self.grad_scale: Callable[[], float] | None = None
         self.step = self.microbatch = 0
         self.fell_back = False
         self._waiting: bool | None = None  # the phase the boundaries are set for
@@ -69,7 +74,7 @@ class Flow:
     @property
     def news(self) -> Tensor:
         """(step, its mean loss), the newest known here; nan before the first."""
-        return self._loss_news if self.down is None else self.down.news[1:]
+        return self._loss_news if self.down is None else self.down.news[1:3]
 
     def begin_step(self) -> None:
         if self._waiting is not self.waits:
@@ -123,13 +128,13 @@ class Flow:
         assert self.down is not None, "the last stage has a loss"
         if self.waits:
             self._entry = self._arrive()
-            return tuple(self._entry.true_grads)
+            return scale.true_grads(self._entry, self.grad_scale)
         newest = self.down.pending[-1]
         if not newest.activations:  # a frozen stage
             return ()
         assert self.learner is not None, "without an interface the policy stays at wait"
         with self._span("predict", newest.microbatch):
-            return self.learner.predict(newest.activations, newest.label)
+            return scale.predict(self.learner, newest, self.grad_scale)
 
     def _arrive(self) -> Pending:
         assert self.down is not None
@@ -152,7 +157,8 @@ class Flow:
         microbatch, self._answered = self._answered, self._answered + 1
         if self.up is None:
             return
-        news = torch.cat([torch.full_like(self.news[:1], microbatch), self.news])
+        first, own = self.news[:1], 1.0 if self.grad_scale is None else self.grad_scale()
+        news = torch.cat([torch.full_like(first, microbatch), self.news, torch.full_like(first, own)])
         self.up.give([grad.contiguous() for grad in grads], news)
 
     def settle(self) -> None:
@@ -170,7 +176,7 @@ class Flow:
     def _learn(self, entry: Pending) -> None:
         if self.learner is not None:
             with self._span("learn", entry.microbatch):
-                self.learner.learn(entry.activations, entry.label, entry.true_grads)
+                scale.learn(self.learner, entry, self.grad_scale)
 
     def end_step(self) -> None:
         """The predictors take their step, once for all true gradients that arrived."""
@@ -198,7 +204,7 @@ class Flow:
         self.drain()
         if self.down is not None:
             while self.down.pending:
-                self._learn(self.down.arrive())
+                self._learn(self._arrive())
         if self.learner is not None:
             self.learner.end_step()
 
@@ -264,15 +270,7 @@ class Flow:
             "num_microbatches": self.num_microbatches,
             "fell_back": self.fell_back,
             "news": self.news.clone(),
-            "pending": [
-                {
-                    "microbatch": entry.microbatch,
-                    "activations": list(entry.activations),
-                    "label": entry.label,
-                    "true_grads": list(entry.true_grads),
-                }
-                for entry in pending
-            ],
+            "pending": [entry.state_dict() for entry in pending],
             "learner": self.learner.state_dict() if self.learner is not None else None,
         }
 
@@ -289,12 +287,7 @@ class Flow:
         if self.down is None:
             self._loss_news = state["news"].to(self.device)
             return
-        self.down.news = torch.cat([self.down.news[:1], state["news"].to(self.device)])
-        for entry in state["pending"]:
-            tensors = {key: [t.to(self.device) for t in entry[key]] for key in ("activations", "true_grads")}
-            label = entry["label"].to(self.device) if entry["label"] is not None else None
-            self.down.pending.append(
-                Pending(entry["microbatch"], tuple(tensors["activations"]), label, tensors["true_grads"], arrived=True)
-            )
+        self.down.news[1:3] = state["news"]
+        self.down.pending.extend(Pending.from_state(entry, self.device) for entry in state["pending"])
         if state["learner"] is not None and self.learner is not None:
             self.learner.load_state_dict(state["learner"])

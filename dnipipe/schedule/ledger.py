@@ -13,6 +13,9 @@ Over NCCL the lower stage posts one microbatch later, after a forward: E1 F0 E2 
 that holds a multiprocessor until it is met, and slows the computation meanwhile; posted after the forward, beside the
 upper stage's send of the next activation, it is met at once. The upper stage leads by one microbatch less.
 
+Where shapes differ from one microbatch to the next (announce.py), the lower stage posts E(t) when it wants activation
+t, and its predecessor leads by one microbatch whatever the lag.
+
 No deadlock: stage k needs, for microbatch t, its own t - 1, activation t of stage k - 1 and gradient t - lag of stage
 k + 1. The potential 2 t + k is smaller for all three as long as lag >= 1, so there is no circle of waits.
 
@@ -24,19 +27,19 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import Enum, auto
 
 import torch
 from torch import Tensor
 
 from ..boundary import Boundary, Exchange
+from .announce import Announcer, Metas
+from .pending import Pending
 
-Metas = tuple[tuple[torch.Size, torch.dtype], ...]
-
-# What goes up beside each gradient: its microbatch, and the newest step whose mean loss is known, with that loss.
-# float64 holds a microbatch number and a loss exactly.
-NEWS_SIZE = 3
+# What goes up beside each gradient: its microbatch, the newest step whose mean loss is known, that loss, and what the
+# gradient is multiplied by. float64 holds each exactly.
+NEWS_SIZE = 4
 
 
 class StepEnd(Enum):
@@ -84,26 +87,12 @@ def own(output: Tensor) -> Tensor:
     return output.detach().clone() if base.grad_fn is None else output.detach().contiguous()
 
 
-@dataclass
-class Pending:
-    """A microbatch sent down whose true gradient has not been used yet.
-
-    activations: the outputs that need a gradient, detached. true_grads: of the same shapes, to be read once `arrived`.
-    """
-
-    microbatch: int
-    activations: tuple[Tensor, ...]
-    label: Tensor | None
-    true_grads: list[Tensor] = field(default_factory=list)
-    news: Tensor | None = None
-    arrived: bool = False
-
-
 class _Side(ABC):
-    """What both sides of a boundary keep. metas: of the tensors that go down with each exchange."""
+    """What both sides of a boundary keep. metas: of the tensors that go down with each exchange. announcer: where these
+    may differ from one exchange to the next, what says it; needs rules that hold no receive over the end of a step."""
 
-    def __init__(self, boundary: Boundary, device: torch.device) -> None:
-        self.boundary, self.device = boundary, device
+    def __init__(self, boundary: Boundary, device: torch.device, announcer: Announcer | None = None) -> None:
+        self.boundary, self.device, self.announcer = boundary, device, announcer
         self.metas: Metas = ()
         self.rules = Rules(lag=1, window=1, step_end=StepEnd.CLOSE)
         self._next = self._restart = 0
@@ -127,15 +116,15 @@ class _Side(ABC):
 class Downward(_Side):
     """The boundary to the next stage, seen from the upper side: sends activations, owns what is pending."""
 
-    def __init__(self, boundary: Boundary, device: torch.device) -> None:
-        super().__init__(boundary, device)
+    def __init__(self, boundary: Boundary, device: torch.device, announcer: Announcer | None = None) -> None:
+        super().__init__(boundary, device, announcer)
         self.pending: deque[Pending] = deque()
         self.news = torch.full((NEWS_SIZE,), float("nan"), dtype=torch.float64, device=device)
         self._under_way: deque[tuple[int, Exchange]] = deque()
 
     @property
     def under_way(self) -> list[int]:
-        return [number for number, _ in self._under_way]
+        return list(dict.fromkeys(number for number, _ in self._under_way))
 
     def send(self, outputs: Sequence[Tensor], pending: Pending | None = None) -> None:
         """Posts the next exchange: `outputs` down and, where one is due, the true gradient of `lag` microbatches ago
@@ -144,6 +133,8 @@ class Downward(_Side):
         outputs: contiguous; empty when no activation is left to send. pending: what to remember of them.
         """
         number, receive = self._next, self._gradient_buffers(self._next - self.rules.lag)
+        if outputs and self.announcer is not None:
+            self._under_way.append((number, self.announcer.tell(outputs, microbatch=number)))
         if outputs or receive:
             self._under_way.append((number, self.boundary.exchange(outputs, receive, microbatch=number)))
         if pending is not None:
@@ -179,7 +170,7 @@ class Downward(_Side):
                 f"rank {self.boundary.rank} (stage {self.boundary.stage}) got the gradient of microbatch "
                 f"{int(entry.news[0])} where that of {entry.microbatch} was due: the ranks do not run the same steps"
             )
-        self.news = entry.news
+        self.news, entry.scale = entry.news, entry.news[3]
 
     def drain(self) -> None:
         """Completes the outstanding exchanges: afterwards every true gradient is here, and none has been used."""
@@ -200,9 +191,9 @@ class Downward(_Side):
 class Upward(_Side):
     """The boundary to the previous stage, seen from the lower side: receives activations, returns gradients."""
 
-    def __init__(self, boundary: Boundary, device: torch.device) -> None:
-        super().__init__(boundary, device)
-        self._limit = self._forwarded = 0
+    def __init__(self, boundary: Boundary, device: torch.device, announcer: Announcer | None = None) -> None:
+        super().__init__(boundary, device, announcer)
+        self._limit = self._forwarded = self._announced = 0
         self._unsent: deque[list[Tensor]] = deque()
         self._under_way: deque[tuple[int, Exchange, list[Tensor]]] = deque()
 
@@ -221,6 +212,10 @@ class Upward(_Side):
 
     def receive(self, microbatch: int) -> list[Tensor]:
         """Waits for the activation of `microbatch` (and its label, last, where labels are relayed)."""
+        if self.announcer is not None:
+            self.metas = self.announcer.hear(microbatch=microbatch)
+            self._announced = microbatch + 1
+            self._post_due()
         number, exchange, received = self._under_way.popleft()
         assert number == microbatch, f"activation {microbatch} is due, {number} comes first"
         exchange.wait()
@@ -249,6 +244,8 @@ class Upward(_Side):
                 return
 
     def _may_receive(self) -> bool:
+        if self.announcer is not None and self._next >= self._announced:
+            return False
         in_step = self.rules.step_end is StepEnd.AHEAD or self._next < self._limit
         return in_step and self._next < self._forwarded + self.rules.window
 

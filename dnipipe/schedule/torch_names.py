@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.distributed.pipelining.schedules import PipelineScheduleSingle
 from torch.nn.parallel import DistributedDataParallel
 
-from .ledger import Metas
+from .announce import Metas
 
 Stage = Any  # torch's _PipelineStageBase: private, and its attributes differ between releases
 

@@ -1,6 +1,7 @@
 """The ledger without torch's stages: two threads run scripts of steps and drains, and every tensor carries its number.
 
-Activation n is n + 0.25, its label 1000 + n, its true gradient -n - 0.5, the loss in the news beside it 2 n.
+Activation n is n + 0.25, its label 1000 + n, its true gradient -n - 0.5, the loss in the news beside it 2 n, its
+scale n / 2.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ def _gradient(n: int) -> Tensor:
 
 
 def _news(n: int) -> Tensor:
-    return torch.tensor([n, 0, 2 * n], dtype=torch.float64)
+    return torch.tensor([n, 0, 2 * n, 0.5 * n], dtype=torch.float64)
 
 
 def _pending(n: int) -> Pending:
@@ -92,6 +93,7 @@ class Upper:
         assert torch.equal(entry.activations[0], _activation(entry.microbatch))
         newest = int(self.down.news[0])
         assert newest >= entry.microbatch and torch.equal(self.down.news, _news(newest))
+        assert entry.scale is not None and float(entry.scale) == 0.5 * entry.microbatch
         self.learned.append((entry.microbatch, entry.true_grads[0]))
 
     def drain(self) -> None:

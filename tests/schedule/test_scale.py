@@ -1,0 +1,67 @@
+"""Outside, gradients carry a factor; inside, predictors see those of the mean loss of one microbatch."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from dnipipe.interface import Learner, Linear, LocalHead
+from dnipipe.schedule import scale
+from dnipipe.schedule.pending import Pending
+
+
+def _arrived(h: Tensor, grad: Tensor, factor: float, label: Tensor | None = None) -> Pending:
+    return Pending(0, (h,), label, [grad], scale=torch.tensor(factor, dtype=torch.float64), arrived=True)
+
+
+def test_a_regressed_predictor_learns_the_unscaled_gradient_and_answers_with_a_scaled_one() -> None:
+    torch.manual_seed(0)
+    plain, scaled = (Learner([Linear(4, normalise=False)], lambda ps: torch.optim.SGD(ps, lr=0.1)) for _ in range(2))
+    h, grad = torch.randn(8, 4), torch.randn(8, 4)
+    for _ in range(3):
+        plain.learn([h], None, [grad])
+        scale.learn(scaled, _arrived(h, 0.5 * grad, 0.5), lambda: 0.25)
+        plain.end_step()
+        scaled.end_step()
+    (one,), (other,) = plain.predict([h], None), scale.predict(scaled, Pending(0, (h,), None), lambda: 0.25)
+    assert one.abs().max() > 0 and torch.equal(0.25 * one, other)
+
+
+def test_a_local_head_which_derives_its_gradient_answers_with_a_scaled_one() -> None:
+    head = LocalHead(4, 3)
+    torch.nn.init.normal_(head.classify.weight)
+    h, label = torch.randn(8, 4), torch.randint(3, (8,))
+    (one,) = Learner([head]).predict([h], label)
+    (other,) = scale.predict(Learner([head]), Pending(0, (h,), label), lambda: 0.5)
+    assert torch.equal(0.5 * one, other)
+
+
+def test_true_gradients_are_used_in_the_scale_of_this_stage() -> None:
+    grad = torch.randn(2, 4).half()
+    (same,), (doubled,) = (scale.true_grads(_arrived(grad, grad, 512.0), lambda s=s: s) for s in (512.0, 1024.0))
+    assert torch.equal(same, grad) and torch.equal(doubled, 2 * grad) and doubled.dtype == torch.float16
+    assert scale.true_grads(_arrived(grad, grad, 512.0), None)[0] is grad
+
+
+def test_half_precision_loses_no_small_gradient_and_none_that_its_own_scale_would_overflow() -> None:
+    """1e-9 is 0 in float16, and 1024 times 2^20 is infinite there; the scales are what both are for."""
+    torch.manual_seed(0)
+    learner = Learner([Linear(4, normalise=False)], lambda ps: torch.optim.SGD(ps, lr=0.1))
+    with torch.no_grad():
+        for parameter in learner.interfaces.parameters():
+            parameter.fill_(1e-9)
+    h = torch.ones(2, 4).half()
+    (grad,) = scale.predict(learner, Pending(0, (h,), None), lambda: 2.0**20)
+    assert grad.dtype == torch.float16 and bool((grad > 0).all())
+    seen: list[Tensor] = []
+    learner.learn = lambda hs, label, grads: seen.extend(grads)  # type: ignore[method-assign]
+    scale.learn(learner, _arrived(h, torch.full((2, 4), 1024.0).half(), 1024.0), lambda: 2.0**26)
+    assert torch.equal(seen[0], torch.ones(2, 4))
+
+
+def test_an_overflow_in_half_precision_teaches_nothing() -> None:
+    learner = Learner([Linear(4)])
+    h, grad = torch.randn(2, 4).half(), torch.full((2, 4), float("inf")).half()
+    scale.learn(learner, _arrived(h, grad, 1024.0), lambda: 1024.0)
+    learner.end_step()
+    assert all(bool(torch.isfinite(each).all()) for each in learner.interfaces.parameters())
