@@ -1,4 +1,4 @@
-"""A picture of both engines' throughput: two bars per number of microbatches, and a line where theory ends."""
+"""A picture of both engines' throughput: two bars per number of microbatches, and a line for the bubble alone."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def draw_bars(rows: Sequence[DeepSpeedRow], path: str | Path) -> None:
         _dress(axes, alike[0])
         _draw(axes, alike)
     handles: list[Patch | Line2D] = [Patch(linewidth=0, facecolor=COLOURS[key], label=NAMES[key]) for key in COLOURS]
-    handles.append(Line2D([], [], color=BOUND_INK, linewidth=1.2, label="what theory allows: plain x (M + S - 1) / M"))
+    handles.append(Line2D([], [], color=BOUND_INK, linewidth=1.2, label="plain without its bubble: x (M + S - 1) / M"))
     figure.legend(
         handles=handles, loc="center left", bbox_to_anchor=(LEFT / WIDTH, 1 - 0.25 / figure.get_figheight()), ncols=3,
         frameon=False, borderaxespad=0, borderpad=0, handlelength=1.0, handleheight=1.0, handletextpad=0.5,
