@@ -1,4 +1,5 @@
-"""launch/deepspeed/train.py, as its docstring says to start it, on made pictures: with the block and without."""
+"""launch/deepspeed/train.py, as its docstring says to start it, on made pictures: by both launchers, and without the
+block."""
 
 from __future__ import annotations
 
@@ -17,9 +18,17 @@ TRAIN, CONFIG = ROOT / "launch/deepspeed/train.py", ROOT / "launch/deepspeed/ds_
 STEPS = 80
 
 
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+DEEPSPEED = [sys.executable, "-m", "deepspeed.launcher.runner", "--num_gpus", "2"]
+
+
 @pytest.mark.timeout(240)
-@pytest.mark.parametrize("with_block", [True, False], ids=["dnipipe", "plain"])
-def test_the_example_trains(with_block: bool, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "launcher, with_block",
+    [(TORCHRUN, True), (TORCHRUN, False), (DEEPSPEED, True)],
+    ids=["torchrun", "torchrun-plain", "deepspeed"],
+)
+def test_the_example_trains(launcher: list[str], with_block: bool, tmp_path: Path) -> None:
     config = json.loads(CONFIG.read_text())
     block = config.pop("dnipipe")
     if with_block:
@@ -27,8 +36,7 @@ def test_the_example_trains(with_block: bool, tmp_path: Path) -> None:
     config["train_micro_batch_size_per_gpu"] = 16
     config["scheduler"]["params"]["warmup_num_steps"] = 5
     (tmp_path / "ds.json").write_text(json.dumps(config))
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    command = [*torchrun, str(TRAIN), "--deepspeed_config", str(tmp_path / "ds.json"), "--steps", str(STEPS)]
+    command = [*launcher, str(TRAIN), "--deepspeed_config", str(tmp_path / "ds.json"), "--steps", str(STEPS)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=220, cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
