@@ -64,8 +64,8 @@ class DeepSpeedRow:
 
     @property
     def bound(self) -> float:
-        """The speedup of losing the bubble alone: 1F1B's is S - 1 microbatches of M + S - 1. Plain's sends block, too, so
-        more than that can be won."""
+        """The speedup of losing the bubble alone: 1F1B's is S - 1 microbatches of M + S - 1. Plain's sends block, too,
+        so more than that can be won."""
         if self.engine == PLAIN:
             return 1.0
         return (self.microbatches + self.stages - 1) / self.microbatches

@@ -7,11 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from benchmarks import deepspeed_throughput
 from benchmarks.deepspeed_bars import draw_bars
+from benchmarks.deepspeed_compete import Job, Settings
 from benchmarks.deepspeed_rows import DeepSpeedRow, markdown
 from benchmarks.rows import read_rows_of, write_rows
+from benchmarks.workload import Workload
 
 TINY = "--stages 2 --width 64 --seq-len 16 --blocks 1 --vocab-size 32 --rounds 1 --steps 1 --lag 1 --zero 1"
 
@@ -98,3 +101,28 @@ def test_without_deepspeed_one_line_says_what_to_install(
     assert capsys.readouterr().err == (
         "benchmarks.deepspeed_throughput: DeepSpeed is not installed: pip install 'dnipipe[deepspeed]'\n"
     )
+
+
+@pytest.mark.parametrize("zero, dtype", [(0, torch.float32), (1, torch.bfloat16)])
+def test_both_engines_have_one_config_which_is_that_of_the_job(zero: int, dtype: torch.dtype) -> None:
+    job = Job(Workload(2, 1, 64, 16, 32, 3, dtype), 5, zero, 4, "mlp", "group")
+    plain, ours = job.config("plain"), job.config("dnipipe")
+    block = ours.pop("dnipipe")
+    assert plain == ours and "dnipipe" not in plain
+    sizes = plain["train_micro_batch_size_per_gpu"], plain["gradient_accumulation_steps"]
+    assert (*sizes, plain["zero_optimization"]) == (3, 5, {"stage": zero})
+    assert ("bf16" in plain) == (dtype == torch.bfloat16)
+    assert block == {
+        "policy": "synthetic", "interface": "mlp", "lag": 4, "transport": "group", "num_classes": 32,
+    }  # fmt: skip
+
+
+def test_every_option_counts() -> None:
+    asked = (
+        "--stages 3 --microbatches 5,7 --microbatch-size 9 --seq-len 11 --width 128 --blocks 13 --vocab-size 17 "
+        "--dtype bfloat16 --zero 0 --lag 19 --interface mlp --transport group --rounds 23 --steps 29 --json a.json"
+    )
+    workload = Workload(3, 13, 128, 11, 17, 9, torch.bfloat16)
+    jobs = tuple(Job(workload, m, 0, 19, "mlp", "group") for m in (5, 7))
+    options = deepspeed_throughput._parser().parse_args(asked.split())
+    assert deepspeed_throughput._settings(options) == Settings(jobs, 23, 29, Path("a.json"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import replace
 from typing import Any
 
@@ -93,3 +94,16 @@ def test_the_loss_scale_that_plain_deepspeed_forgets_is_told() -> None:
     assert loss_scale.loss_scale_of(engine) == 1.0
     with pytest.warns(RuntimeWarning, match="does not multiply the loss by its loss scale"):
         loss_scale.check_loss_scale(engine)
+
+
+def _warned(rank: int, world: int, job: Job) -> list[str]:
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        _build(job)
+    return [str(each.message) for each in caught if "loss scale" in str(each.message)]
+
+
+@pytest.mark.parametrize("zero", [0, 1])
+def test_an_engine_warns_of_it_with_zero_0_alone(zero: int) -> None:
+    for said in run_ranks(2, _warned, Job(2, zero, 2, RESTORING, options=FP16)):
+        assert len(said) == (1 if zero == 0 else 0), said

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from deepspeed.pipe import PipelineModule
 from torch import Tensor, nn
 
 import dnipipe.deepspeed as ours
+from dnipipe.deepspeed.__main__ import main
 from tests.deepspeed import jobs
 from tests.deepspeed.jobs import CLASSES, FEATURES, RESTORING, Job
 from tests.ranks import run_ranks
@@ -137,3 +139,21 @@ def test_a_script_runs_as_it_is(block: str, made: str, tmp_path: Path) -> None:
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=100)
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.count(f"made {made}") == 2
+
+
+@pytest.mark.parametrize("of_launcher", [["--local_rank=3"], []])
+def test_the_argument_of_deepspeeds_launcher_reaches_the_script(
+    of_launcher: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With --module it stands before the script's name."""
+    script, said = tmp_path / "train.py", tmp_path / "said.json"
+    script.write_text(f"import json, sys\nopen({str(said)!r}, 'w').write(json.dumps(sys.argv))")
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.setattr(deepspeed, "initialize", deepspeed.initialize)  # main() sets it for good
+    monkeypatch.setattr(sys, "argv", ["__main__.py", *of_launcher, str(script), "--local_rank=7", "-x"])
+    main()
+    assert json.loads(said.read_text()) == [str(script), *of_launcher, "--local_rank=7", "-x"]
+    assert deepspeed.initialize is ours.initialize
+    monkeypatch.setattr(sys, "argv", ["__main__.py", *of_launcher])
+    with pytest.raises(SystemExit, match="usage: python -m dnipipe.deepspeed SCRIPT.py"):
+        main()

@@ -65,3 +65,33 @@ def test_an_overflow_in_half_precision_teaches_nothing() -> None:
     scale.learn(learner, _arrived(h, grad, 1024.0), lambda: 1024.0)
     learner.end_step()
     assert all(bool(torch.isfinite(each).all()) for each in learner.interfaces.parameters())
+
+
+def test_what_is_pending_keeps_its_scale_in_a_state() -> None:
+    h, grad = torch.randn(2, 4).half(), torch.randn(2, 4).half()
+    entry = _arrived(h, grad, 512.0, torch.tensor([1, 2]))
+    loaded = Pending.from_state(entry.state_dict(), torch.device("cpu"))
+    assert loaded.arrived and loaded.microbatch == 0 and loaded.label is not None
+    assert torch.equal(loaded.label, torch.tensor([1, 2])) and torch.equal(loaded.activations[0], h)
+    assert torch.equal(scale.true_grads(loaded, lambda: 1024.0)[0], 2 * grad)
+
+
+def test_a_predictor_learns_and_answers_in_single_precision_under_half() -> None:
+    """Autocast is for the stage; a predictor that got float16 would round what it is there to keep."""
+    learner = Learner([Linear(4)])
+    seen: list[torch.dtype] = []
+    learner.predict = lambda hs, label: seen.extend(h.dtype for h in hs) or (torch.zeros(2, 4),)  # type: ignore
+    learner.learn = lambda hs, label, grads: seen.extend(t.dtype for t in (*hs, *grads))  # type: ignore
+    h = torch.randn(2, 4).half()
+    assert scale.predict(learner, Pending(0, (h,), None), lambda: 2.0)[0].dtype == torch.float16
+    scale.learn(learner, _arrived(h, h, 2.0), lambda: 2.0)
+    assert seen == [torch.float32] * 3
+    scale.learn(learner, _arrived(h.bfloat16(), h.bfloat16(), 2.0), lambda: 2.0)
+    assert seen[3:] == [torch.bfloat16] * 2, "which has float32's range"
+
+
+def test_an_overflow_in_another_precision_is_not_hidden() -> None:
+    learner, seen = Learner([Linear(4)]), list[Tensor]()
+    learner.learn = lambda hs, label, grads: seen.extend(grads)  # type: ignore[method-assign]
+    scale.learn(learner, _arrived(torch.ones(2, 4), torch.full((2, 4), float("inf")), 0.5), lambda: 0.5)
+    assert bool(seen[0].isinf().all())
