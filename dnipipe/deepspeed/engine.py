@@ -44,7 +44,8 @@ class DNIPipelineEngine(PipelineEngine):  # type: ignore[misc]
         plain_fp32 = not (self.fp16_enabled() or self.bfloat16_enabled() or self.zero_optimization())
         is_tied = bool(tied_stages(self.module))
         norms.check_clip(block, self.gradient_clipping(), plain_fp32=plain_fp32, is_tied=is_tied)
-        check_loss_scale(self)
+        if self.global_rank == 0:
+            check_loss_scale(self)
         if block.clip != "global":
             norms.keep_in_stage(self.optimizer, grid)
         self._clip = norms.build_clip(block, self.gradient_clipping(), grid) if plain_fp32 else None

@@ -15,8 +15,7 @@ PLAIN = f'or remove the "{NAME}" block, and plain DeepSpeed trains'
 
 
 def check_job(config: Mapping[str, Any], model: Any, block: Block) -> None:
-    """Raises: ValueError for a model or a ds_config that the engine would train wrongly."""
-    _check_model(model)
+    """Raises: ValueError for a ds_config that the engine would train wrongly, or that does not fit the model."""
     zero = _section(config, "zero_optimization").get("stage", 0)
     if zero not in (0, 1):
         raise ValueError(
@@ -44,7 +43,8 @@ def check_job(config: Mapping[str, Any], model: Any, block: Block) -> None:
         )
 
 
-def _check_model(model: Any) -> None:
+def check_model(model: Any) -> None:
+    """Raises: ValueError: it is no pipeline, or not one of a stage for each rank."""
     if isinstance(model, DualPipeVModule):
         raise ValueError(
             f'"{NAME}" runs one stage a rank, and a DualPipeVModule holds two, in a schedule of its own: build a '

@@ -11,11 +11,12 @@ from contextlib import contextmanager
 from typing import Any
 
 import deepspeed
+import torch.distributed as dist
 from deepspeed.runtime.tensor_parallel.init_utils import load_ds_config
 
 from .block import NAME, Block, read_block
 from .engine import DNIPipelineEngine
-from .refuse import check_job
+from .refuse import check_job, check_model
 
 _plain_initialize = deepspeed.initialize
 _SIGNATURE = inspect.signature(_plain_initialize)
@@ -36,10 +37,12 @@ def initialize(*args: Any, **kwargs: Any) -> tuple[Any, Any, Any, Any]:
     if not block.enabled:
         return _plain_initialize(**given)
     model: Any = given.get("model")
-    check_job(config, model, block)
+    check_model(model)
     if model.num_stages == 1:
-        print(f'[dnipipe] one stage has no bubble: the "{NAME}" block does nothing', file=sys.stderr)
+        if not dist.is_initialized() or dist.get_rank() == 0:
+            print(f'[dnipipe] one stage has no bubble: the "{NAME}" block does nothing', file=sys.stderr)
         return _plain_initialize(**given)
+    check_job(config, model, block)
     with _engine_class(block):
         return _plain_initialize(**given)
 

@@ -62,19 +62,24 @@ def open_flow(
     of_group = dist.get_process_group_ranks(stage.group or dist.group.WORLD)
     ranks = [of_group[stage.stage_index_to_group_rank[each]] for each in range(stage.num_stages)]
     direct = choose_transport(transport, _from_all_ranks(where_am_i(device), stage)) == "direct"
+    assert not (announces and direct), "direct copies have slots of one size"
     carrier = torch.device("cpu") if direct else device
     above, below = boundary_groups(ranks, here, stage.group, timeout_s, carrier)
     # far more than can ever be under way: `lag` of training, twice, as each side learns late what the other fetched
     depth = 2 * max(policy.lag, stage.num_stages) + 8
 
+    def names(there: int) -> dict[str, Any]:
+        return {
+            "rank": ranks[here], "stage": here, "peer": ranks[there], "peer_stage": there, "timeout_s": timeout_s,
+        }  # fmt: skip
+
     def boundary(group: dist.ProcessGroup, there: int) -> Boundary:
-        names = {"rank": ranks[here], "stage": here, "peer": ranks[there], "peer_stage": there}
         if direct:
-            return DirectBoundary(group, device, depth, timeout_s=timeout_s, **names)
-        return PairedBoundary(group, timeout_s=timeout_s, **names)
+            return DirectBoundary(group, device, depth, **names(there))
+        return PairedBoundary(group, **names(there))
 
     def announcer(group: dist.ProcessGroup | None, there: int) -> Announcer | None:
-        return Announcer(boundary(group, there)) if group is not None else None
+        return Announcer(PairedBoundary(group, **names(there))) if group is not None else None
 
     cpu_above, cpu_below = (
         boundary_groups(ranks, here, stage.group, timeout_s, torch.device("cpu")) if announces else (None, None)

@@ -157,8 +157,8 @@ class Flow:
         microbatch, self._answered = self._answered, self._answered + 1
         if self.up is None:
             return
-        first, own = self.news[:1], 1.0 if self.grad_scale is None else self.grad_scale()
-        news = torch.cat([torch.full_like(first, microbatch), self.news, torch.full_like(first, own)])
+        first, factor = self.news[:1], 1.0 if self.grad_scale is None else self.grad_scale()
+        news = torch.cat([torch.full_like(first, microbatch), self.news, torch.full_like(first, factor)])
         self.up.give([grad.contiguous() for grad in grads], news)
 
     def settle(self) -> None:
@@ -241,7 +241,7 @@ class Flow:
             "loss": loss,
             "loss_step": -1 if math.isnan(loss_step) else int(loss_step),
             "in_flight": len(self.down.pending) if self.down is not None else 0,
-            "wait_s": sum(side.boundary.wait_s for side in sides),
+            "wait_s": sum(side.wait_s for side in sides),
             **(self.learner.metrics() if self.learner is not None else {"cosine": math.nan, "r2": math.nan}),
         }
 
@@ -251,7 +251,7 @@ class Flow:
         pending = [entry.microbatch for entry in self.down.pending] if self.down is not None else []
         sides = {"previous": self.up, "next": self.down}
         under_way = "; ".join(
-            f"exchanges under way with the {name} stage {side.under_way}, waited {side.boundary.wait_s:.1f} s"
+            f"exchanges under way with the {name} stage {side.under_way}, waited {side.wait_s:.1f} s"
             for name, side in sides.items()
             if side is not None
         )

@@ -100,8 +100,14 @@ class _Side(ABC):
     def restart(self, microbatch: int, rules: Rules | None = None) -> None:
         """The next exchange is that of `microbatch`, with nothing under way: the first `lag` carry no gradient."""
         assert self.idle, "restart with exchanges under way"
+        assert self.announcer is None or rules is None or rules.step_end is not StepEnd.AHEAD, "nobody announces a void"
         self._next = self._restart = microbatch
         self.rules = rules or self.rules
+
+    @property
+    def wait_s(self) -> float:
+        """Seconds of host time that this side has waited so far."""
+        return self.boundary.wait_s + (self.announcer.boundary.wait_s if self.announcer is not None else 0.0)
 
     @property
     def idle(self) -> bool:

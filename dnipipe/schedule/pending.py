@@ -40,5 +40,5 @@ class Pending:
     def from_state(cls, state: dict[str, Any], device: torch.device) -> Pending:
         """What state_dict() gave, on `device`."""
         activations, true_grads = ([each.to(device) for each in state[key]] for key in ("activations", "true_grads"))
-        label, scale = (None if each is None else each.to(device) for each in (state["label"], state["scale"]))
+        label, scale = (None if each is None else each.to(device) for each in (state["label"], state.get("scale")))
         return cls(state["microbatch"], tuple(activations), label, true_grads, scale=scale, arrived=True)

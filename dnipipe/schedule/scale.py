@@ -23,8 +23,9 @@ def true_grads(entry: Pending, own: Own) -> tuple[Tensor, ...]:
     if own is None:
         return tuple(entry.true_grads)
     assert entry.scale is not None, "read when they arrived"
-    factor = own() / entry.scale  # 1 exactly where both stages have the same
-    return tuple(grad * factor for grad in entry.true_grads)
+    factor = own() / entry.scale
+    # only in float16 may two stages differ: M changes when nothing is under way
+    return tuple(grad * factor if grad.dtype == torch.float16 else grad for grad in entry.true_grads)
 
 
 def predict(learner: Learner, entry: Pending, own: Own) -> tuple[Tensor, ...]:
@@ -42,12 +43,17 @@ def learn(learner: Learner, entry: Pending, own: Own) -> None:
         learner.learn(entry.activations, entry.label, entry.true_grads)
         return
     assert entry.scale is not None, "read when they arrived"
-    grads = [wide / entry.scale for wide in _wide(entry.true_grads)]
+    activations, grads = _wide(entry.activations), tuple(wide / entry.scale for wide in _wide(entry.true_grads))
     if any(grad.dtype == torch.float16 for grad in entry.true_grads):
-        # the next stage skips a batch that overflows, and its predictors learn nothing worse than zero from it
-        grads = [torch.nan_to_num(grad, nan=0.0, posinf=0.0, neginf=0.0) for grad in grads]
-    learner.learn(_wide(entry.activations), entry.label, grads)
+        # A stage skips a batch that overflows. Predictors cannot, since replicas must learn alike: they learn from it
+        # nothing worse than zero.
+        activations, grads = _finite(activations), _finite(grads)
+    learner.learn(activations, entry.label, grads)
 
 
 def _wide(tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
     return tuple(tensor.float() if tensor.dtype == torch.float16 else tensor for tensor in tensors)
+
+
+def _finite(tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    return tuple(torch.nan_to_num(tensor, nan=0.0, posinf=0.0, neginf=0.0) for tensor in tensors)

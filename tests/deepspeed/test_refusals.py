@@ -140,6 +140,7 @@ def test_a_job_that_would_train_wrongly_is_refused(
 
 
 def test_what_can_be_trained_is_not_refused() -> None:
+    refuse.check_model(_model())
     refuse.check_job(
         {"zero_optimization": {"stage": 1}, "bf16": {"enabled": True}, "fp16": {"enabled": False}}, _model(), Block()
     )
@@ -148,7 +149,8 @@ def test_what_can_be_trained_is_not_refused() -> None:
 def test_one_stage_is_plain_deepspeeds(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     seen: list[dict[str, Any]] = []
     monkeypatch.setattr(start, "_plain_initialize", lambda **given: seen.append(given))
-    ours.initialize(model=_model(num_stages=1), config={"train_batch_size": 8, "dnipipe": {}})
+    model = _model(num_stages=1, slices=2)  # more than one of which is refused where the block does something
+    ours.initialize(model=model, config={"train_batch_size": 8, "dnipipe": {}})
     assert seen[0]["config"] == {"train_batch_size": 8} and "one stage has no bubble" in capsys.readouterr().err
 
 

@@ -10,7 +10,9 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
+from dnipipe.interface import Learner
 from tests.deepspeed import jobs
 from tests.deepspeed.jobs import CLIP_AND_RATE, Job
 from tests.ranks import run_ranks
@@ -180,3 +182,30 @@ def test_travelling_clip_trains() -> None:
     block = {"policy": "synthetic", "clip": "travelling", "interface_learning_rate": 5e-3}
     first, last = run_ranks(2, _learn, Job(2, 0, 4, block, {**RATE, "gradient_clipping": 0.5}))[-1]
     assert last < 0.8 * first
+
+
+def _first_taught(rank: int, world: int, counts: list[int]) -> list[Tensor]:
+    """For each number of microbatches, the first true gradient that a predictor of the first stage was taught."""
+    jobs.start()
+    taught: list[Tensor] = []
+    learn = Learner.learn
+
+    def learned(self: Learner, hs: Any, label: Any, true_grads: Any) -> None:
+        taught.append(true_grads[0].clone())
+        learn(self, hs, label, true_grads)
+
+    Learner.learn = learned  # type: ignore[method-assign]
+    firsts = []
+    for num_microbatches in counts:
+        taught.clear()
+        engine = jobs.build(Job(2, 0, num_microbatches, {"policy": "synthetic", "lag": 1}))
+        jobs.train(engine, 4)
+        firsts += taught[:1]
+    return firsts
+
+
+def test_predictors_learn_the_gradient_of_one_microbatch_whatever_the_accumulation() -> None:
+    """DeepSpeed divides the loss by the number of microbatches, and so all gradients that cross."""
+    one, four = run_ranks(2, _first_taught, [1, 4])[0]
+    assert one.abs().max() > 0
+    torch.testing.assert_close(four, one, rtol=1e-5, atol=1e-9)

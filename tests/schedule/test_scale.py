@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from torch import Tensor
 
-from dnipipe.interface import Learner, Linear, LocalHead
+from dnipipe.interface import MLP, Interface, Learner, Linear, LocalHead
 from dnipipe.schedule import scale
 from dnipipe.schedule.pending import Pending
 
@@ -59,10 +60,13 @@ def test_half_precision_loses_no_small_gradient_and_none_that_its_own_scale_woul
     assert torch.equal(seen[0], torch.ones(2, 4))
 
 
-def test_an_overflow_in_half_precision_teaches_nothing() -> None:
-    learner = Learner([Linear(4)])
+@pytest.mark.parametrize("interface", [Linear(4), MLP(4), LocalHead(4, 3)])
+def test_an_overflow_in_half_precision_teaches_nothing_worse_than_zero(interface: Interface) -> None:
+    """Of the gradient, or of the activation, which a local head learns from alone."""
+    learner = Learner([interface])
     h, grad = torch.randn(2, 4).half(), torch.full((2, 4), float("inf")).half()
-    scale.learn(learner, _arrived(h, grad, 1024.0), lambda: 1024.0)
+    h[0, 0] = float("inf")
+    scale.learn(learner, _arrived(h, grad, 1024.0, torch.tensor([1, 2])), lambda: 1024.0)
     learner.end_step()
     assert all(bool(torch.isfinite(each).all()) for each in learner.interfaces.parameters())
 
