@@ -23,7 +23,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import torch
@@ -49,16 +49,18 @@ class _Graph:
     outputs: Sequence[Tensor]
     inputs: Sequence[Tensor]
     predicted: Sequence[Tensor] | None = None
+    input_grads: list[Tensor] = field(default_factory=list)
 
     def backward(self, grads: Sequence[Tensor], *, again: bool = False) -> None:
-        """Adds to the gradients of parameters and inputs. again: this was not the last time."""
+        """Adds to the gradients of the parameters and to input_grads. again: this was not the last time."""
         pairs = [each for each in zip(self.outputs, grads, strict=True) if each[0].requires_grad]
         if pairs:
             outputs, grads = zip(*pairs, strict=True)
             self.weights.backward(outputs, grads, retain_graph=again)
-
-    def input_grads(self) -> list[Tensor]:
-        return [torch.zeros_like(each) if each.grad is None else each.grad for each in self.inputs]
+        new = [torch.zeros_like(each) if each.grad is None else each.grad for each in self.inputs]
+        self.input_grads = [a + b for a, b in zip(self.input_grads, new, strict=True)] if self.input_grads else new
+        for each in self.inputs:  # not left there to add up: torch clears some of them when the next step begins
+            each.grad = None
 
 
 class LateFlow(Flow):
@@ -115,7 +117,7 @@ class LateFlow(Flow):
             grads = [true - predicted for true, predicted in zip(grads, graph.predicted, strict=True)]
         with self._span("backward", graph.microbatch):
             graph.backward(grads)
-        answer = give(graph.input_grads())
+        answer = give(graph.input_grads)
         self._learn(entry)
         return answer
 

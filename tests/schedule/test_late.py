@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import copy
 import itertools
 
 import pytest
-import torch
 
 from tests.ranks import run_ranks
 from tests.schedule.harness import Case, Oracle, Pipeline, differences
