@@ -13,8 +13,8 @@ A copy holds p's gradient during a backward, so gradients add up in p.grad in th
 there is one gradient for each parameter, however many steps are kept. Frozen parameters are not copied: torch itself
 complains when one is changed under a graph.
 
-Price: one copy of the weights per step, in memory and in time, for each step whose graphs are alive, as measured:
-benchmarks of the same with q a clone made before the forward cost as much time and one more copy of memory.
+Price: one copy of the weights for each step whose graphs are alive, made once a step. A clone made before the forward
+would cost the same time, and one more copy of memory during the step.
 """
 
 from __future__ import annotations
