@@ -56,7 +56,7 @@ def load_stage(
         return (state if replica == 0 else {**state, **checkpoints.load(step, replica * before + stage)}), None
     told = f"a checkpoint of {replicas_before} replicas goes on in {num_replicas}"
     if "schedule" in state:
-        flow = {**state["schedule"]["flow"], "pending": []}
+        flow = {**state["schedule"]["flow"], "pending": [], "carried": []}
         state = {**state, "schedule": {**state["schedule"], "flow": flow}}
         told += "; true gradients that were on their way are dropped"
     return state, told
@@ -89,7 +89,7 @@ def reshard(states: Iterable[State], module: nn.Module, shared: Mapping[str, str
     if tied is not None and len(ties) > 1:
         whole["tied"] = tied
     if flow is not None:  # the last stage's: it knows the newest loss
-        whole["schedule"] = {"flow": {**flow, "pending": [], "learner": None}, "watch": {}}
+        whole["schedule"] = {"flow": {**flow, "pending": [], "carried": [], "learner": None}, "watch": {}}
     return whole
 
 

@@ -96,12 +96,14 @@ class PipelineConfig(Section):
     max_stage_gb: float | None = None
     """Weights, gradients, optimizer and activations that a stage may have, in GB; above 0. null: what its GPU has for
     it, and no limit on a CPU."""
-    policy: Literal["auto", "wait", "synthetic"] = "auto"
+    policy: Literal["auto", "wait", "synthetic", "stale", "corrected"] = "auto"
     """Which gradient a stage uses: see dnipipe/schedule/policy.py."""
     interface: Literal["auto", "linear", "mlp", "conv", "local_head", "transformer"] = "auto"
     """What predicts it; auto chooses by the activation's layout: see dnipipe/interface/choose.py."""
     lag: int = 2
     """Micro-batches from an activation to the true gradient that travels beside it; at least 1."""
+    in_flight: int | None = None
+    """Micro-batches that the first of S stages holds under stale and corrected, from S to 2 S - 1; null: S."""
     unlock_after_steps: int | None = None
     """Steps under `wait` before the policy begins; at least 0, null for the policy's own number."""
     transport: Literal["auto", "group", "direct"] = "auto"

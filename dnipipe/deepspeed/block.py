@@ -12,9 +12,10 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from ..boundary import TRANSPORTS
-from ..schedule.policy import DEFAULT_LAG, UNLOCK_AFTER_STEPS, Policy
+from ..schedule.policy import DEFAULT_LAG, LATE, Policy
 
 NAME = "dnipipe"
+POLICIES = ("wait", "synthetic", "auto")
 CLIPS = ("stage", "travelling", "global")
 LOSSES = ("newest", "sync")
 LABELS = ("auto", "relay", "none")
@@ -112,6 +113,16 @@ def _one_of(*choices: str) -> Callable[[str, Any], None]:
     return check
 
 
+def _is_policy(name: str, value: Any) -> None:
+    if value in LATE:
+        raise ValueError(
+            f'"{NAME}.{name}" is {value!r}, which keeps the weights of each forward, and DeepSpeed\'s optimizers write '
+            f"theirs in place: late backwards would silently mix old activations with new weights. Choose one of "
+            f"{', '.join(POLICIES)}"
+        )
+    _one_of(*POLICIES)(name, value)
+
+
 def _is_bool(name: str, value: Any) -> None:
     if not isinstance(value, bool):
         _complain(name, value, "true or false")
@@ -144,7 +155,7 @@ def _is_interface(name: str, value: Any) -> None:
 
 _CHECKS: dict[str, Callable[[str, Any], None]] = {
     "enabled": _is_bool,
-    "policy": _one_of(*UNLOCK_AFTER_STEPS),
+    "policy": _is_policy,
     "interface": _is_interface,
     "interface_learning_rate": _above_0(""),
     "lag": _whole(1, "microbatches"),

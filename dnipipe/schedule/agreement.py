@@ -43,12 +43,17 @@ def agree(facts: Sequence[Facts], stage: int) -> Agreement:
     """The conclusions for `stage` from the facts of all stages in order. Raises: ValueError naming ranks and values."""
     for name in ("num_microbatches", "policy", "labels", "check_every_steps", "fall_back"):
         check_equal({fact.rank: getattr(fact, name) for fact in facts}, name)
-    labels, label = agree_on_labels(facts)
+    if facts[0].policy.predicts:
+        labels, label = agree_on_labels(facts)
+    else:
+        labels, label = "none", None
     num_classes, told = agree_on_num_classes(facts, label)
-    chosen = [_interfaces(facts, upper, label, num_classes) for upper in range(len(facts) - 1)]
+    policy = facts[0].policy
+    cuts = range(len(facts) - 1)
+    chosen = [_interfaces(facts, upper, label, num_classes) if policy.predicts else () for upper in cuts]
     problem = next((names for names in chosen if isinstance(names, str)), None)
-    if problem is not None and facts[0].policy.name == "synthetic":
-        raise ValueError(f"policy 'synthetic' {problem}")
+    if problem is not None and policy.name in ("synthetic", "corrected"):
+        raise ValueError(f"policy {policy.name!r} {problem}")
     names = [names for names in chosen if not isinstance(names, str)]
     last = stage == len(facts) - 1
     return Agreement(
@@ -115,6 +120,9 @@ def _summary(
     conditioned = f"labels {labels}" + (f", {num_classes} classes" if num_classes else "")
     if policy.unlock_step is None:
         when = "true gradients only (policy wait)"
+    elif policy.late:
+        first = f"true gradients in time for {policy.unlock_step} steps, then " if policy.unlock_step else ""
+        when = f"{first}policy {policy.name}, up to {policy.delay(0, len(facts)) + 1} microbatches in flight"
     elif policy.unlock_step:
         when = f"true gradients for {policy.unlock_step} steps, then synthetic, lag {policy.lag}"
     else:

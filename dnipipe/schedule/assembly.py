@@ -24,6 +24,7 @@ from .agreement import Agreement, agree
 from .announce import Announcer
 from .facts import GIVEN, Facts
 from .flow import Flow
+from .late import LateFlow
 from .ledger import Downward, Upward
 from .policy import Policy
 from .replicas import averager, start_alike
@@ -66,7 +67,7 @@ def open_flow(
     carrier = torch.device("cpu") if direct else device
     above, below = boundary_groups(ranks, here, stage.group, timeout_s, carrier)
     # far more than can ever be under way: `lag` of training, twice, as each side learns late what the other fetched
-    depth = 2 * max(policy.lag, stage.num_stages) + 8
+    depth = 2 * max(policy.lag, policy.lag_below(0, stage.num_stages), stage.num_stages) + 8
 
     def names(there: int) -> dict[str, Any]:
         return {
@@ -89,16 +90,17 @@ def open_flow(
     for there, group in sorted(((here - 1, above), (here + 1, below)), key=lambda each: each[0], reverse=here % 2 == 0):
         if group is not None:
             opened[there] = boundary(group, there)
-    return Flow(
-        stage=here,
-        num_stages=stage.num_stages,
-        num_microbatches=num_microbatches,
-        policy=policy,
-        up=Upward(opened[here - 1], device, announcer(cpu_above, here - 1)) if above is not None else None,
-        down=Downward(opened[here + 1], device, announcer(cpu_below, here + 1)) if below is not None else None,
-        device=device,
-        trace=trace,
-    )
+    parts: dict[str, Any] = {
+        "stage": here,
+        "num_stages": stage.num_stages,
+        "num_microbatches": num_microbatches,
+        "policy": policy,
+        "up": Upward(opened[here - 1], device, announcer(cpu_above, here - 1)) if above is not None else None,
+        "down": Downward(opened[here + 1], device, announcer(cpu_below, here + 1)) if below is not None else None,
+        "device": device,
+        "trace": trace,
+    }
+    return LateFlow(module=stage.submod, **parts) if policy.late else Flow(**parts)
 
 
 def agree_over(facts: Facts, stage: Any) -> Agreement:

@@ -22,16 +22,16 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.pipelining.schedules import PipelineScheduleSingle
 
-from ..boundary import TRANSPORTS, BoundaryError
+from ..boundary import BoundaryError
 from ..observe.trace import Trace
 from . import torch_names
+from .arguments import check_arguments
 from .assembly import InterfaceChoice, as_list
 from .flow import Flow
+from .late import LateFlow
 from .policy import DEFAULT_LAG, Policy
 from .preparation import Batch, Preparation
 from .watch import Watch
-
-LABELS = ("auto", "local", "relay", "none")
 
 
 class ScheduleDNI(PipelineScheduleSingle):
@@ -43,8 +43,12 @@ class ScheduleDNI(PipelineScheduleSingle):
         "transformer"), an Interface or any module called as module(activation, label), one per output that needs a
         gradient; None chooses by the activation and the label.
       interface_optimizer: parameters -> Optimizer of the predictors; None: Adam, 1e-3.
-      policy: "wait" (true gradients, as 1F1B), "synthetic", or "auto": wait for `unlock_after_steps` (200) step()
-        calls, then synthetic.
+      policy: "wait" (true gradients, as 1F1B), "synthetic", "stale" (the true gradient, when it is here), "corrected"
+        (synthetic at once, true - synthetic later), or "auto": wait for `unlock_after_steps` (200) step() calls, then
+        synthetic. stale and corrected keep old weights (late.py); DDP or FSDP around the stage is refused there,
+        because their hooks sit on the parameters, and graphs run through copies.
+      in_flight: microbatches that the first stage holds under stale and corrected; None: the number of stages
+        (Policy).
       lag: microbatches between an activation and the true gradient that trains its predictor; also how far a stage may
         lead the next one. At least 1.
       transport: what carries the exchanges: "group" (the process group: NCCL, gloo), "direct" (copies between GPUs of
@@ -81,6 +85,7 @@ class ScheduleDNI(PipelineScheduleSingle):
         unlock_after_steps: int | None = None,
         transport: str = "auto",
         post_ahead: bool | None = None,
+        in_flight: int | None = None,
         num_classes: int | None = None,
         labels: str = "auto",
         label_fn: Callable[..., Tensor] | None = None,
@@ -90,8 +95,8 @@ class ScheduleDNI(PipelineScheduleSingle):
         data_parallel_groups: Sequence[dist.ProcessGroup] | None = None,
         trace: Trace | None = None,
     ) -> None:
-        self.policy = Policy(policy, lag, unlock_after_steps, post_ahead)
-        _check_arguments(stage, n_microbatches, labels, transport, check_every_steps, timeout_s)
+        self.policy = Policy(policy, lag, unlock_after_steps, post_ahead, in_flight)
+        check_arguments(stage, self.policy, n_microbatches, labels, transport, check_every_steps, timeout_s)
         super().__init__(
             stage, n_microbatches, loss_fn, args_chunk_spec, kwargs_chunk_spec, output_merge_spec, scale_grads
         )
@@ -146,6 +151,7 @@ class ScheduleDNI(PipelineScheduleSingle):
             flow.confirm()
             torch_names.publish_losses(self, losses)
             if self._has_backward:
+                flow.join()
                 self._stage.perform_reduce_grad(self._n_microbatches if self.scale_grads else 1)
                 flow.end_step()
                 self._watch.after_step(flow)
@@ -163,6 +169,12 @@ class ScheduleDNI(PipelineScheduleSingle):
 
     def _train(self, flow: Flow, batch: Batch) -> None:
         flow.begin_step()
+        if isinstance(flow, LateFlow) and flow.late:
+            for microbatch in range(self._n_microbatches):
+                self._forward(flow, batch, microbatch)
+                needs_grad = self._preparation.agreed.needs_grad
+                flow.hold(*torch_names.take_graph(self._stage, microbatch, needs_grad))
+            return
         for slot in range(self._n_microbatches + flow.delay):
             if slot < self._n_microbatches:
                 self._forward(flow, batch, slot)
@@ -179,7 +191,7 @@ class ScheduleDNI(PipelineScheduleSingle):
             label: Tensor | None = received.pop()
         else:
             label = self._preparation.label(batch, microbatch)
-        with self.trace.span("forward", microbatch=microbatch):
+        with self.trace.span("forward", microbatch=microbatch), flow.forward_weights():
             output, outputs = torch_names.forward(
                 stage, microbatch, received, batch.args[microbatch], batch.kwargs[microbatch], save=batch.save_outputs
             )
@@ -226,10 +238,13 @@ class ScheduleDNI(PipelineScheduleSingle):
         """Takes in all true gradients still on their way, and lets the predictors learn from them.
 
         Every rank must call it after the same step(). Training goes on afterwards as if it had just begun to unlock.
+        Under stale and corrected it completes the backwards under way and adds what they give to the parameters'
+        gradients, scaled as step() does: optimizer.step() takes it.
         """
         if self._flow is not None:
             with self._watching_for_failure():
                 self._flow.flush()
+                self._flow.join(self._n_microbatches if self.scale_grads else 1)
 
     def reset_shapes(self) -> None:
         """Tells that the next step() has inputs of other shapes. Every rank must call it after the same step().
@@ -240,7 +255,11 @@ class ScheduleDNI(PipelineScheduleSingle):
             self._preparation.reset_shapes(self, self._flow)
 
     def state_dict(self) -> dict[str, Any]:
-        """Predictors, their optimizer, counters, what is in flight. Saving changes nothing. Every rank must call it."""
+        """Predictors, their optimizer, counters, what is in flight. Every rank must call it.
+
+        Saving changes nothing, but under stale and corrected, whose graphs cannot be saved: there it completes the
+        backwards under way, and what they give joins the next step's update, here as in a run that goes on from this.
+        """
         if self._flow is None or self._resume is not None:
             return self._resume or {}
         with self._watching_for_failure():
@@ -277,23 +296,3 @@ class ScheduleDNI(PipelineScheduleSingle):
         flow, stage = self._flow, self._stage
         where = f"[dnipipe] rank {dist.get_rank()}, stage {stage.stage_index} of {stage.num_stages}"
         return f"{where}: not started" if flow is None else f"{where}: {flow.describe()}"
-
-
-def _check_arguments(
-    stage: Any, n_microbatches: int, labels: str, transport: str, check_every_steps: int, timeout_s: float
-) -> None:
-    if stage.num_stages != stage.group_size:
-        raise ValueError(
-            f"ScheduleDNI runs one stage per rank: num_stages is {stage.num_stages}, its group has {stage.group_size} "
-            f"ranks; start {stage.num_stages} ranks, or split the model into {stage.group_size} stages"
-        )
-    if n_microbatches < 1:
-        raise ValueError(f"n_microbatches must be at least 1, got {n_microbatches}")
-    if labels not in LABELS:
-        raise ValueError(f"unknown labels {labels!r}: choose one of {', '.join(LABELS)}")
-    if transport not in TRANSPORTS:
-        raise ValueError(f"unknown transport {transport!r}: choose one of {', '.join(TRANSPORTS)}")
-    if check_every_steps < 0:
-        raise ValueError(f"check_every_steps must be at least 0 steps (0: never), got {check_every_steps}")
-    if timeout_s <= 0:
-        raise ValueError(f"timeout_s must be more than 0 seconds, got {timeout_s}")

@@ -4,15 +4,15 @@
       per microbatch   receive -> (forward) -> send -> output_grads -> (backward) -> give -> settle
     end_step
 
-`output_grads` is the only place where the policies differ: the predicted gradient at once, or the true one when it is
-here. `settle` lets the predictors learn from the true gradients that are due. torch's stages (dni.py) drive it.
+`output_grads` is where `wait` and `synthetic` differ: the predicted gradient at once, or the true one when it is here.
+`settle` lets the predictors learn from the true gradients that are due. torch's stages (dni.py) drive it. Where graphs
+are held, under `stale` and `corrected`, LateFlow (late.py) says when a microbatch goes backward.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ..interface import Learner
 from ..observe.trace import Trace
-from . import scale
+from . import scale, standing
 from .announce import Metas
 from .ledger import Downward, Rules, Upward, empty, own
 from .pending import Pending
@@ -92,10 +92,18 @@ class Flow:
         self._waiting = self.waits
         for side, upper in ((self.up, self.stage - 1), (self.down, self.stage)):
             if side is not None:
-                lag = lag_of_wait(upper, self.num_stages) if self.waits else self.policy.lag
-                occupies_gpu, ahead = side.boundary.occupies_gpu, self.policy.post_ahead
-                rules = Rules.choose(lag, closes=self.waits, occupies_gpu=occupies_gpu, ahead=ahead)
-                side.restart(self.microbatch, rules)
+                side.restart(self.microbatch, self._rules(upper, side.boundary.occupies_gpu))
+
+    def _rules(self, upper: int, occupies_gpu: bool) -> Rules:
+        if self.waits:
+            return Rules.choose(lag_of_wait(upper, self.num_stages), closes=True, occupies_gpu=occupies_gpu)
+        lag, behind = self.policy.lag_below(upper, self.num_stages), self.policy.delay(upper + 1, self.num_stages)
+        ahead = self.policy.post_ahead
+        return Rules.choose(lag, closes=False, occupies_gpu=occupies_gpu, ahead=ahead, behind=behind)
+
+    def forward_weights(self) -> AbstractContextManager[None]:
+        """Within, the stage's module has the weights that a forward shall use."""
+        return nullcontext()
 
     def receive(self) -> list[Tensor]:
         """The next activation (and its label, last, where labels are relayed)."""
@@ -154,12 +162,18 @@ class Flow:
 
     def give(self, grads: Sequence[Tensor]) -> None:
         """Returns the gradients of the received tensors that need one, for the microbatch that went backward."""
+        answer = self._answer(grads)
+        if self.up is not None:
+            self.up.give(answer[:-1], answer[-1])
+
+    def _answer(self, grads: Sequence[Tensor]) -> list[Tensor]:
+        """What goes up for the oldest microbatch not answered yet: its gradients, and news."""
         microbatch, self._answered = self._answered, self._answered + 1
         if self.up is None:
-            return
+            return []
         first, factor = self.news[:1], 1.0 if self.grad_scale is None else self.grad_scale()
         news = torch.cat([torch.full_like(first, microbatch), self.news, torch.full_like(first, factor)])
-        self.up.give([grad.contiguous() for grad in grads], news)
+        return [*(grad.contiguous() for grad in grads), news]
 
     def settle(self) -> None:
         """Learns from the true gradients that are due after the microbatch that went backward."""
@@ -177,6 +191,9 @@ class Flow:
         if self.learner is not None:
             with self._span("learn", entry.microbatch):
                 scale.learn(self.learner, entry, self.grad_scale)
+
+    def join(self, divide_by: int = 1) -> None:
+        """Adds to the parameters' gradients what flush() has left for the next update, divided."""
 
     def end_step(self) -> None:
         """The predictors take their step, once for all true gradients that arrived."""
@@ -233,32 +250,11 @@ class Flow:
 
     def metrics(self) -> dict[str, float | int | str]:
         """As ScheduleDNI.metrics says; all names always."""
-        loss_step, loss = self.news.tolist()
-        sides = [side for side in (self.up, self.down) if side is not None]
-        return {
-            "step": self.step,
-            "policy": "wait" if self.waits else "synthetic",
-            "loss": loss,
-            "loss_step": -1 if math.isnan(loss_step) else int(loss_step),
-            "in_flight": len(self.down.pending) if self.down is not None else 0,
-            "wait_s": sum(side.wait_s for side in sides),
-            **(self.learner.metrics() if self.learner is not None else {"cosine": math.nan, "r2": math.nan}),
-        }
+        return standing.metrics(self)
 
     def describe(self) -> str:
         """Where this stage stands, in words."""
-        policy = "wait" if self.waits else "synthetic"
-        pending = [entry.microbatch for entry in self.down.pending] if self.down is not None else []
-        sides = {"previous": self.up, "next": self.down}
-        under_way = "; ".join(
-            f"exchanges under way with the {name} stage {side.under_way}, waited {side.wait_s:.1f} s"
-            for name, side in sides.items()
-            if side is not None
-        )
-        return (
-            f"step {self.step} ({policy}), microbatch {self._forwarded} forward, {self._answered} backward; "
-            f"pending true gradients {pending}; {under_way}"
-        )
+        return standing.describe(self)
 
     def state_dict(self) -> dict[str, Any]:
         """Counters, what is pending with its gradient, predictors and their optimizer. Drains first."""

@@ -20,6 +20,11 @@ No deadlock: stage k needs, for microbatch t, its own t - 1, activation t of sta
 k + 1. The potential 2 t + k is smaller for all three as long as lag >= 1, so there is no circle of waits.
 
 The policy `wait` is the same ledger with lag = num_stages - 1 - k: exactly the microbatches that 1F1B has in flight.
+
+Under `stale` and `corrected` the lower stage itself is `behind`: it answers a microbatch only after that many more have
+gone forward, also beyond the end of a step. A drain leaves these unanswered; they come at their turn, or by
+collect() and answer(). The gradient given in slot t is then that of t - behind and travels on exchange
+t - behind + lag, so the argument above holds as long as lag > behind.
 """
 
 from __future__ import annotations
@@ -27,8 +32,6 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
-from enum import Enum, auto
 
 import torch
 from torch import Tensor
@@ -36,45 +39,12 @@ from torch import Tensor
 from ..boundary import Boundary, Exchange
 from .announce import Announcer, Metas
 from .pending import Pending
+from .rules import Rules as Rules
+from .rules import StepEnd as StepEnd
 
 # What goes up beside each gradient: its microbatch, the newest step whose mean loss is known, that loss, and what the
 # gradient is multiplied by. float64 holds each exactly.
 NEWS_SIZE = 4
-
-
-class StepEnd(Enum):
-    """What becomes of the exchanges that reach beyond the end of a step."""
-
-    CLOSE = auto()
-    """They carry only gradients and take place now: the step ends with nothing in flight (policy `wait`)."""
-    AHEAD = auto()
-    """Their receives stay posted between steps, so that a stall of this stage does not hold up the previous one."""
-    HOLD = auto()
-    """They are posted when the next step begins. For NCCL, where a posted receive is work of the GPU: a synchronize
-    before a barrier would wait for ever for the next step."""
-
-
-@dataclass(frozen=True)
-class Rules:
-    """How the exchanges of a boundary are timed; both sides go by the same.
-
-    Args: lag: microbatches between an activation and the true gradient that travels beside it.
-          window: how many exchanges the lower stage may have posted beyond its last forward, 1 to lag.
-    """
-
-    lag: int
-    window: int
-    step_end: StepEnd
-
-    @classmethod
-    def choose(cls, lag: int, *, closes: bool, occupies_gpu: bool, ahead: bool | None = None) -> Rules:
-        """closes: the policy is `wait`. occupies_gpu: of the boundary. ahead: whether receives stay posted between
-        steps; None: where that occupies no GPU."""
-        window = max(1, lag - 1) if occupies_gpu else lag
-        if closes:
-            return cls(lag, window, StepEnd.CLOSE)
-        ahead = not occupies_gpu if ahead is None else ahead
-        return cls(lag, window, StepEnd.AHEAD if ahead else StepEnd.HOLD)
 
 
 def empty(metas: Metas, device: torch.device) -> list[Tensor]:
@@ -95,14 +65,23 @@ class _Side(ABC):
         self.boundary, self.device, self.announcer = boundary, device, announcer
         self.metas: Metas = ()
         self.rules = Rules(lag=1, window=1, step_end=StepEnd.CLOSE)
-        self._next = self._restart = 0
+        self._next = self._restart = self._owed = 0
 
     def restart(self, microbatch: int, rules: Rules | None = None) -> None:
         """The next exchange is that of `microbatch`, with nothing under way: the first `lag` carry no gradient."""
-        assert self.idle, "restart with exchanges under way"
-        assert self.announcer is None or rules is None or rules.step_end is not StepEnd.AHEAD, "nobody announces a void"
-        self._next = self._restart = microbatch
+        self._go_on(microbatch, microbatch)
         self.rules = rules or self.rules
+        assert self.announcer is None or self.rules.step_end is not StepEnd.AHEAD, "nobody announces a void"
+
+    def _go_on(self, microbatch: int, owed: int) -> None:
+        """The next exchange is that of `microbatch`; the first gradient to come up on one is that of `owed`."""
+        assert self.idle, "restart with exchanges under way"
+        self._next = self._restart = microbatch
+        self._owed = owed
+
+    def _unanswered(self, end: int) -> int:
+        """The first microbatch that the lower stage has not answered when `end` is the next to go forward."""
+        return max(self._owed, end - self.rules.behind)
 
     @property
     def wait_s(self) -> float:
@@ -148,7 +127,7 @@ class Downward(_Side):
         self._next += 1
 
     def _gradient_buffers(self, microbatch: int) -> list[Tensor]:
-        if microbatch < self._restart:
+        if microbatch < self._owed:
             return []
         entry = next(entry for entry in self.pending if entry.microbatch == microbatch)
         entry.true_grads = [torch.empty_like(activation) for activation in entry.activations]
@@ -179,15 +158,30 @@ class Downward(_Side):
         self.news, entry.scale = entry.news, entry.news[3]
 
     def drain(self) -> None:
-        """Completes the outstanding exchanges: afterwards every true gradient is here, and none has been used."""
+        """Completes the outstanding exchanges: every true gradient that the next stage has given is here, and none has
+        been used."""
         end = self._next
         if end == self._restart:
             return
         # The next stage may have posted its receives already: they must be met, if only by tensors without a meaning.
         num_void = self.rules.window if self.rules.step_end is StepEnd.AHEAD else 0
-        for ahead in range(self.rules.lag):
+        unanswered = self._unanswered(end)
+        for ahead in range(unanswered + self.rules.lag - end):
             self.send(empty(self.metas, self.device) if ahead < num_void else [])
         self._wait_up_to(self._next)
+        for entry in self.pending:
+            if not entry.arrived and entry.microbatch < unanswered:
+                self._read_news(entry)
+        self._go_on(end, unanswered)
+
+    def collect(self) -> None:
+        """After a drain: receives the gradients that the next stage still owes, as it answers them out of turn."""
+        end = self._next
+        for entry in self.pending:
+            if not entry.arrived:
+                exchange = self.boundary.exchange([], self._gradient_buffers(entry.microbatch), microbatch=end)
+                self._under_way.append((end, exchange))
+        self._wait_up_to(end)
         for entry in self.pending:
             if not entry.arrived:
                 self._read_news(entry)
@@ -241,7 +235,7 @@ class Upward(_Side):
         """Posts the exchanges whose gradient is there, or that carry none, as far as they are allowed."""
         while True:
             receive = self._may_receive()
-            carries_gradient = self._next >= self._restart + self.rules.lag
+            carries_gradient = self._next >= self._owed + self.rules.lag
             if carries_gradient and self._unsent and (receive or self._closes):
                 self._post(self._unsent.popleft(), receive=receive)
             elif not carries_gradient and receive:
@@ -270,6 +264,16 @@ class Upward(_Side):
         """Completes the outstanding exchanges; `end` is the next microbatch to come."""
         while self._unsent:
             self._post(self._unsent.popleft(), receive=False)
+        self._wait_for_all()
+        self._go_on(end, self._unanswered(end))
+
+    def _wait_for_all(self) -> None:
         while self._under_way:
             self._under_way.popleft()[1].wait()
+
+    def answer(self, answers: Sequence[Sequence[Tensor]], end: int) -> None:
+        """After a drain: returns the gradients (and news) that are still owed, out of turn; nothing is owed then."""
+        for each in answers:
+            self._post(each, receive=False)
+        self._wait_for_all()
         self.restart(end)

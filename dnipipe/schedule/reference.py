@@ -2,6 +2,8 @@
 
 for each microbatch   forward through all stages; each stage backpropagates its gradient; what reaches a stage's input
                       is the true gradient of the stage before it, which learns from it `lag` microbatches later
+
+The policies that hold graphs are in late_reference.py.
 """
 
 from __future__ import annotations
@@ -45,13 +47,15 @@ class Reference:
         """One training step. label: what the predictors are told (None: nothing). Returns each microbatch's loss."""
         waits = self.fell_back or self.policy.waits(self.step_count)
         if waits:
-            self.flush()
-        losses = []
+            self.complete()
+        losses: list[Tensor] = []
+        self._begin_step(waits)
         labels = label.chunk(self.num_microbatches) if label is not None else [None] * self.num_microbatches
         chunks = zip(x.chunk(self.num_microbatches), target.chunk(self.num_microbatches), labels, strict=True)
         for x_mb, target_mb, label_mb in chunks:
             losses.append(self._microbatch(x_mb, target_mb, label_mb, waits))
             self.microbatch += 1
+        self._join(1)
         for stage in self.stages:
             for parameter in stage.parameters():
                 if parameter.grad is not None and self.scale_grads:
@@ -59,6 +63,12 @@ class Reference:
         self._end_step()
         self.step_count += 1
         return losses
+
+    def _begin_step(self, waits: bool) -> None:
+        """Called before the first microbatch of a step."""
+
+    def _join(self, divide_by: int) -> None:
+        """Adds to the parameters' gradients what a flush has left for the next update."""
 
     def _microbatch(self, x: Tensor, target: Tensor, label: Tensor | None, waits: bool) -> Tensor:
         inputs, outputs = self._forward(x)
@@ -109,6 +119,11 @@ class Reference:
 
     def flush(self) -> None:
         """As ScheduleDNI.flush."""
+        self.complete()
+        self._join(self.num_microbatches if self.scale_grads else 1)
+
+    def complete(self) -> None:
+        """What Flow.flush does; also what saving does under the policies that hold graphs."""
         for index in range(len(self.stages) - 1):
             self._learn(index, self.microbatch)
         self._end_step()

@@ -156,6 +156,19 @@ def backward(
     ]
 
 
+def take_graph(
+    stage: Stage, microbatch: int, needs_grad: Sequence[bool]
+) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+    """Takes the microbatch just run forward out of torch's hands, which forgets it when the step ends.
+
+    Returns its outputs that need a gradient, as `needs_grad` says per output, and the received tensors that need one.
+    """
+    outputs, inputs = stage.fwd_cache.pop(microbatch)
+    received = zip(inputs, inputs_needing_grad(stage), strict=False)  # they come before other arguments
+    kept = tuple(output for output, needs in zip(outputs, needs_grad, strict=True) if needs)
+    return kept, tuple(each for each, needs in received if needs)
+
+
 def _spread(
     stage: Stage, microbatch: int, output_grads: Sequence[Tensor], needs_grad: Sequence[bool]
 ) -> tuple[Tensor | None, ...]:

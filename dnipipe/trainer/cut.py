@@ -135,6 +135,9 @@ def plan_of(config: Config, num_stages: int) -> Schedule:
         return one_f_one_b.build(num_stages, pipeline.num_microbatches)
     if pipeline.policy == "wait":
         return dni.wait(num_stages, pipeline.num_microbatches)
+    if pipeline.policy in ("stale", "corrected"):
+        slack = 0 if pipeline.in_flight is None else max(pipeline.in_flight - num_stages, 0)
+        return dni.stale(num_stages, pipeline.num_microbatches, slack=slack)
     return dni.synthetic(num_stages, pipeline.num_microbatches, lag=pipeline.lag)
 
 

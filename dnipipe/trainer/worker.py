@@ -102,6 +102,7 @@ class Worker:
             interface_optimizer=partial(torch.optim.Adam, lr=self.config.optim.interface_learning_rate),
             policy=pipeline.policy,
             lag=pipeline.lag,
+            in_flight=pipeline.in_flight,
             unlock_after_steps=None if unlock is None or pipeline.policy == "wait" else unlock * self._accumulate,
             transport=pipeline.transport,
             scale_grads=self._accumulate == 1,

@@ -27,6 +27,8 @@ class Case:
     unlock_after_steps: int | None = None
     labels: str = "local"
     rows: int = 3
+    optimizer: str = "optimizer"
+    in_flight: int | None = None
     options: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -58,11 +60,12 @@ class Pipeline:
             policy=case.policy,
             lag=case.lag,
             unlock_after_steps=case.unlock_after_steps,
+            in_flight=case.in_flight,
             labels=case.labels,
             timeout_s=20.0,
             **case.options,
         )
-        self.optimizer = models.optimizer(self.module)
+        self.optimizer = getattr(models, case.optimizer)(self.module)
         self.losses: list[Tensor] = []
         self.true_grads: list[tuple[int, tuple[Tensor, ...]]] = []
 
@@ -110,11 +113,11 @@ class Oracle:
 
     def __init__(self, world: int, case: Case, device: str = "cpu") -> None:
         self.case, self.device = case, torch.device(device)
-        policy = Policy(case.policy, case.lag, case.unlock_after_steps)
+        policy = Policy(case.policy, case.lag, case.unlock_after_steps, in_flight=case.in_flight)
         self.reference = models.oracle(case.kind, world, case.interface, case.conditional, case.m, policy)
         for module in (*self.reference.stages, *(each.interfaces for each in self.reference.learners if each)):
             module.to(self.device)
-        self.optimizers = [models.optimizer(stage) for stage in self.reference.stages]
+        self.optimizers = [getattr(models, case.optimizer)(stage) for stage in self.reference.stages]
         self.losses: list[Tensor] = []
 
     def step(self, step: int, length: int = models.T, optimize: bool = True) -> None:

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dnipipe.interface import Learner, TensorMeta, build_interface
+from dnipipe.schedule.late_reference import LateReference
 from dnipipe.schedule.policy import Policy
 from dnipipe.schedule.reference import Reference
 
@@ -66,6 +67,10 @@ def optimizer(module: nn.Module) -> torch.optim.Optimizer:
     return torch.optim.SGD(module.parameters(), lr=0.05, momentum=0.9)
 
 
+def adamw(module: nn.Module) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(module.parameters(), lr=0.01, fused=True)
+
+
 def interface_optimizer(parameters: object) -> torch.optim.Optimizer:
     return torch.optim.Adam(parameters, lr=1e-2)  # type: ignore[arg-type]
 
@@ -88,6 +93,8 @@ def interface(kind: str, name: str, conditional: bool) -> nn.Module:
 
 def oracle(kind: str, num_stages: int, name: str, conditional: bool, m: int, policy: Policy) -> Reference:
     learners: list[Learner | None] = [
-        Learner([interface(kind, name, conditional)], interface_optimizer) for _ in range(num_stages - 1)
+        Learner([interface(kind, name, conditional)], interface_optimizer) if policy.predicts else None
+        for _ in range(num_stages - 1)
     ]
-    return Reference(build(kind, num_stages), [*learners, None], loss_fn, num_microbatches=m, policy=policy)
+    reference = LateReference if policy.late else Reference
+    return reference(build(kind, num_stages), [*learners, None], loss_fn, num_microbatches=m, policy=policy)

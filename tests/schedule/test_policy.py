@@ -12,11 +12,15 @@ from dnipipe.schedule.policy import DEFAULT_LAG, Policy, lag_of_wait
 @pytest.mark.parametrize(
     "values, message",
     [
-        ({"name": "hope"}, "unknown policy 'hope': choose one of auto, synthetic, wait"),
-        ({"name": ""}, "unknown policy '': choose one of auto, synthetic, wait"),
+        ({"name": "hope"}, "unknown policy 'hope': choose one of auto, corrected, stale, synthetic, wait"),
+        ({"name": ""}, "unknown policy '': choose one of auto, corrected, stale, synthetic, wait"),
         ({"lag": 0}, "lag must be at least 1 microbatch, got 0: gradient t - lag travels beside activation t"),
         ({"lag": -2}, "lag must be at least 1 microbatch, got -2: gradient t - lag travels beside activation t"),
         ({"unlock_after_steps": -1}, "unlock_after_steps must be at least 0 steps, got -1"),
+        (
+            {"name": "synthetic", "in_flight": 4},
+            "in_flight is for the policies stale and corrected: with policy 'synthetic' leave it out",
+        ),
     ],
 )
 def test_a_bad_value_is_refused_with_the_rule(values: dict[str, Any], message: str) -> None:
@@ -45,6 +49,22 @@ def test_it_waits_up_to_the_unlock_step_and_never_after(policy: Policy, first_sy
 def test_a_policy_that_never_unlocks_refuses_to_be_told_when() -> None:
     with pytest.raises(ValueError, match="policy 'wait' never unlocks: leave unlock_after_steps out"):
         Policy("wait", unlock_after_steps=5)
+
+
+@pytest.mark.parametrize("in_flight, held", [(None, [4, 3, 2, 1]), (5, [5, 4, 3, 1]), (7, [7, 5, 3, 1])])
+def test_a_stage_holds_from_one_to_two_graphs_for_each_stage_below_and_its_own(
+    in_flight: int | None, held: list[int]
+) -> None:
+    policy = Policy("stale", in_flight=in_flight)
+    policy.check(4)
+    assert [policy.delay(stage, 4) + 1 for stage in range(4)] == held
+    assert all(policy.lag_below(stage, 4) > policy.delay(stage + 1, 4) for stage in range(3))  # the ledger's condition
+
+
+@pytest.mark.parametrize("in_flight", [3, 8])
+def test_an_in_flight_that_the_stages_cannot_have_is_refused(in_flight: int) -> None:
+    with pytest.raises(ValueError, match=f"in_flight must be from 4 to 7 microbatches for 4 stages, got {in_flight}"):
+        Policy("corrected", in_flight=in_flight).check(4)
 
 
 def test_while_it_waits_the_lag_is_the_number_of_stages_below() -> None:

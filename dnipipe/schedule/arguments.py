@@ -1,0 +1,40 @@
+"""What ScheduleDNI refuses when it is built."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..boundary import TRANSPORTS
+from .old_weights import check_possible
+from .policy import Policy
+
+LABELS = ("auto", "local", "relay", "none")
+
+
+def check_arguments(
+    stage: Any,
+    policy: Policy,
+    n_microbatches: int,
+    labels: str,
+    transport: str,
+    check_every_steps: int,
+    timeout_s: float,
+) -> None:
+    if stage.num_stages != stage.group_size:
+        raise ValueError(
+            f"ScheduleDNI runs one stage per rank: num_stages is {stage.num_stages}, its group has {stage.group_size} "
+            f"ranks; start {stage.num_stages} ranks, or split the model into {stage.group_size} stages"
+        )
+    if n_microbatches < 1:
+        raise ValueError(f"n_microbatches must be at least 1, got {n_microbatches}")
+    if labels not in LABELS:
+        raise ValueError(f"unknown labels {labels!r}: choose one of {', '.join(LABELS)}")
+    if transport not in TRANSPORTS:
+        raise ValueError(f"unknown transport {transport!r}: choose one of {', '.join(TRANSPORTS)}")
+    if check_every_steps < 0:
+        raise ValueError(f"check_every_steps must be at least 0 steps (0: never), got {check_every_steps}")
+    if timeout_s <= 0:
+        raise ValueError(f"timeout_s must be more than 0 seconds, got {timeout_s}")
+    policy.check(stage.num_stages)
+    if policy.late:
+        check_possible(stage.submod, policy.name)

@@ -1,0 +1,97 @@
+"""The weights of a step, kept for backwards that come after the optimizer has moved on.
+
+    step t    begins      copies q(t), which share the memory of the parameters p
+              forward     with q(t) in the module's places
+              ends        p moves to memory of its own, if a graph of this step is left; q(t) keeps the old values
+    later     backward    through the graph of step t, with q(t) in the places; what q(t) gets is added to p.grad
+
+An optimizer that steps in place then writes to memory that no graph knows. To put other memory under p itself
+(`p.data = ...`) with p in the graph would be wrong: torch.nn.Linear saves a view and keeps the old values, LayerNorm,
+RMSNorm and Conv save the leaf and would silently use the new ones.
+
+A copy holds p's gradient during a backward, so gradients add up in p.grad in the order of the backwards, as ever, and
+there is one gradient for each parameter, however many steps are kept. Frozen parameters are not copied: torch itself
+complains when one is changed under a graph.
+
+Price: one copy of the weights for each step whose graphs are alive, made once a step. A clone made before the forward
+would cost the same time, and one more copy of memory during the step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.fsdp import FullyShardedDataParallel
+from torch.distributed.tensor import DTensor
+from torch.nn.parallel import DistributedDataParallel
+
+
+class OldWeights:
+    """The weights of one step.
+
+    Args: module: its parameters must be attributes of it and its submodules, as nn.Module registers them.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        copies: dict[nn.Parameter, nn.Parameter] = {}
+        self._places: list[tuple[nn.Module, str, nn.Parameter, nn.Parameter]] = []
+        for owner in module.modules():
+            for name, parameter in owner.named_parameters(recurse=False, remove_duplicate=False):
+                if parameter.requires_grad:
+                    # of .data, which has a count of changes of its own: detach() would share p's, and torch would
+                    # take the optimizer's step for a change of what the graph saved
+                    if parameter not in copies:
+                        copies[parameter] = nn.Parameter(parameter.data)
+                    self._places.append((owner, name, parameter, copies[parameter]))
+        self._copies = list(copies.items())
+
+    @contextmanager
+    def in_place(self) -> Iterator[None]:
+        """Within, these are the module's parameters: for a forward, and for what a backward recomputes."""
+        for owner, name, _, copy in self._places:
+            setattr(owner, name, copy)  # not owner._parameters: an LSTM lists its weights a second time
+        try:
+            yield
+        finally:
+            for owner, name, parameter, _ in self._places:
+                setattr(owner, name, parameter)
+
+    def backward(self, outputs: Sequence[Tensor], grads: Sequence[Tensor], *, retain_graph: bool = False) -> None:
+        """Through a graph that was made within in_place(). Adds to the .grad of the parameters, not of the copies.
+
+        Args: outputs: that need a gradient. grads: their shapes.
+        """
+        for parameter, copy in self._copies:
+            copy.grad = parameter.grad
+        try:
+            with self.in_place():
+                torch.autograd.backward(list(outputs), list(grads), retain_graph=retain_graph)
+        finally:
+            for parameter, copy in self._copies:
+                parameter.grad, copy.grad = copy.grad, None
+
+    def part(self) -> None:
+        """The parameters get memory of their own, so that these weights stay when an optimizer steps in place."""
+        for parameter, _ in self._copies:
+            parameter.data = parameter.data.clone()
+
+
+def check_possible(module: nn.Module, policy: str) -> None:
+    """Raises: ValueError where something hangs on the parameters that would not see the copies' gradients."""
+    why = (
+        f"policy {policy!r} runs microbatches with copies of the weights of their own step, so hooks on the parameters "
+        f"themselves are never called"
+    )
+    cure = "use policy 'synthetic' or 'wait'"
+    for part in module.modules():
+        if isinstance(part, DistributedDataParallel | FullyShardedDataParallel):
+            raise ValueError(f"{why}, and {type(part).__name__} reduces gradients in such hooks: {cure}")
+    for name, parameter in module.named_parameters():
+        if isinstance(parameter, DTensor):
+            raise ValueError(f"{why}, and {name!r} is sharded (FSDP2), which reduces gradients in such hooks: {cure}")
+        # private, but torch has no other way to ask
+        if parameter._backward_hooks or getattr(parameter, "_post_accumulate_grad_hooks", None):
+            raise ValueError(f"{why}, and {name!r} has one: remove it, or {cure}")

@@ -1,0 +1,150 @@
+"""A backward that comes some updates late gives what it would have given at once, bit for bit, for each layer."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.distributed.fsdp import fully_shard
+from torch.utils.checkpoint import checkpoint
+
+from dnipipe.schedule.old_weights import OldWeights, check_possible
+
+D = 8
+
+
+class Attention(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.MultiheadAttention(D, 2, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.inner(x, x, x)[0]
+
+
+class Tied(nn.Module):
+    """One weight in two places."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(D, D), nn.Linear(D, D)
+        self.second.weight = self.first.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.second(self.first(x).tanh())
+
+
+class Recomputed(nn.Module):
+    """Its forward runs again inside the backward."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Sequential(nn.Linear(D, D), nn.LayerNorm(D), nn.Linear(D, D))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return checkpoint(self.inner, x, use_reentrant=False)
+
+
+class Recurrent(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.LSTM(D, D, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.inner(x)[0]
+
+
+def _floats() -> Tensor:
+    return torch.randn(3, 4, D, requires_grad=True)
+
+
+LAYERS: dict[str, tuple[Callable[[], nn.Module], Callable[[], Tensor]]] = {
+    "Linear": (lambda: nn.Linear(D, D), _floats),
+    "LayerNorm": (lambda: nn.LayerNorm(D), _floats),
+    "RMSNorm": (lambda: nn.RMSNorm(D), _floats),
+    "Conv2d": (lambda: nn.Conv2d(3, 4, 3), lambda: torch.randn(2, 3, 6, 6, requires_grad=True)),
+    "Embedding": (lambda: nn.Embedding(D, D), lambda: torch.randint(0, D, (3, 4))),
+    "TransformerEncoderLayer": (lambda: nn.TransformerEncoderLayer(D, 2, 16, 0.0, batch_first=True), _floats),
+    "MultiheadAttention": (Attention, _floats),
+    "tied": (Tied, _floats),
+    "recomputed": (Recomputed, _floats),
+    "LSTM": (Recurrent, _floats),
+}
+OPTIMIZERS: dict[str, Callable[[nn.Module], torch.optim.Optimizer]] = {
+    "AdamW fused": lambda module: torch.optim.AdamW(module.parameters(), lr=0.1, fused=True),
+    "AdamW foreach": lambda module: torch.optim.AdamW(module.parameters(), lr=0.1, foreach=True),
+    "SGD": lambda module: torch.optim.SGD(module.parameters(), lr=0.1, momentum=0.9),
+}
+
+
+def _gradients(module: nn.Module, x: Tensor) -> list[Tensor | None]:
+    found = [*(parameter.grad for parameter in module.parameters()), x.grad if x.requires_grad else None]
+    return [None if each is None else each.clone() for each in found]
+
+
+@pytest.mark.parametrize("late_by", [1, 3])
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("layer", LAYERS)
+def test_a_late_backward_gives_the_gradient_at_the_old_weights(layer: str, optimizer: str, late_by: int) -> None:
+    torch.manual_seed(0)
+    module, x = LAYERS[layer][0](), LAYERS[layer][1]()
+    moves, before = OPTIMIZERS[optimizer](module), copy.deepcopy(module)
+    output = before(x)
+    output_grad = torch.randn_like(output)
+    output.backward(output_grad)
+    expected = _gradients(before, x)
+    x.grad = None
+
+    weights = OldWeights(module)
+    with weights.in_place():
+        late = module(x)
+    weights.part()
+    for _ in range(late_by):
+        for parameter in module.parameters():
+            parameter.grad = torch.randn_like(parameter)
+        moves.step()
+        moves.zero_grad()
+    assert not torch.equal(module(x), output), "the weights have moved"
+    weights.backward([late], [output_grad])
+    for mine, theirs in zip(_gradients(module, x), expected, strict=True):
+        assert (mine is None and theirs is None) or torch.equal(mine, theirs)  # type: ignore[arg-type]
+
+
+def test_gradients_add_to_what_the_parameters_have() -> None:
+    module, x = nn.Linear(D, D), _floats()
+    module.weight.grad = torch.ones(D, D)
+    weights = OldWeights(module)
+    with weights.in_place():
+        y = module(x)
+    weights.backward([y], [torch.zeros_like(y)])
+    assert torch.equal(module.weight.grad, torch.ones(D, D)) and module.bias.grad is not None
+    assert all(isinstance(each, nn.Parameter) for each in module.parameters())
+
+
+def test_a_hook_on_a_parameter_is_refused() -> None:
+    module = nn.Linear(D, D)
+    check_possible(module, "stale")
+    module.weight.register_post_accumulate_grad_hook(lambda _: None)
+    with pytest.raises(ValueError, match="policy 'stale' .* 'weight' has one: remove it, or use policy"):
+        check_possible(module, "stale")
+
+
+def _wrapped(rank: int, world: int) -> list[str]:
+    said = []
+    for wrap in (nn.parallel.DistributedDataParallel, fully_shard):
+        try:
+            check_possible(wrap(nn.Linear(D, D)), "corrected")
+        except ValueError as error:
+            said.append(str(error))
+    return said
+
+
+def test_data_parallel_wrappers_are_refused() -> None:
+    from tests.ranks import run_ranks
+
+    ddp, fsdp = run_ranks(2, _wrapped)[0]
+    assert "DistributedDataParallel reduces gradients in such hooks: use policy 'synthetic' or 'wait'" in ddp
+    assert "is sharded (FSDP2)" in fsdp
