@@ -13,8 +13,8 @@ A copy holds p's gradient during a backward, so gradients add up in p.grad in th
 there is one gradient for each parameter, however many steps are kept. Frozen parameters are not copied: torch itself
 complains when one is changed under a graph.
 
-Price: one copy of the weights for each step whose graphs are alive, made once a step. A clone made before the forward
-would cost the same time, and one more copy of memory during the step.
+Price: one copy of the weights for each step whose graphs are alive, made once a step, after it. Made before the forward
+it would be one more copy during the step.
 """
 
 from __future__ import annotations

@@ -100,7 +100,7 @@ class Watch:
         if own.item() and self._smoothed is not None and self._at_unlocking is not None:
             print(
                 f"[dnipipe] !!! step {flow.step}: the loss is {self._smoothed.item():.4g}, it was "
-                f"{self._at_unlocking.item():.4g} when synthetic gradients began. All stages go back to policy 'wait'. "
+                f"{self._at_unlocking.item():.4g} when the stages were unlocked. All stages go back to policy 'wait'. "
                 f"(fall_back=False switches this off.)",
                 file=sys.stderr,
                 flush=True,
