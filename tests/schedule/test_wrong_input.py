@@ -48,7 +48,7 @@ def test_the_constructor_names_value_rule_and_cure() -> None:
             "ScheduleDNI runs one stage per rank: num_stages is 4, its group has 2 ranks; start 4 ranks, or split the "
             "model into 2 stages",
             "n_microbatches must be at least 1, got 0",
-            "unknown policy 'hope': choose one of auto, synthetic, wait",
+            "unknown policy 'hope': choose one of auto, corrected, stale, synthetic, wait",
             "lag must be at least 1 microbatch, got 0: gradient t - lag travels beside activation t",
             "unlock_after_steps must be at least 0 steps, got -1",
             "unknown labels 'telepathy': choose one of auto, local, relay, none",
@@ -129,7 +129,8 @@ def _unlike(rank: int, world: int) -> str:
 
 def test_ranks_that_were_told_different_things_all_refuse() -> None:
     policies = [
-        f"rank {r}: Policy(name='synthetic', lag={1 + r}, unlock_after_steps=None, post_ahead=None)" for r in range(2)
+        f"rank {r}: Policy(name='synthetic', lag={1 + r}, unlock_after_steps=None, post_ahead=None, in_flight=None)"
+        for r in range(2)
     ]
     assert run_ranks(2, _unlike) == [f"policy must be the same on every rank, got {', '.join(policies)}"] * 2
 
