@@ -118,7 +118,12 @@ def _number_base(value: float, bound: float | None) -> float:
 
 def _dress(axes: Axes) -> None:
     axes.set_yticks([0, 0.25, 0.5, 0.75, 1], ["0", "0.25", "0.5", "0.75", "1"], fontsize=9)
-    axes.set_ylabel("utilisation", color=INK, fontsize=10)
+    frame(axes, "utilisation")
+
+
+def frame(axes: Axes, quantity: str) -> None:
+    """What stands around bars: the name of their height, lines behind them, and only the foot of a box."""
+    axes.set_ylabel(quantity, color=INK, fontsize=10)
     axes.grid(axis="y", color=FAINT, linewidth=0.8, zorder=0)
     axes.set_axisbelow(True)
     axes.tick_params(colors=INK, length=0)
@@ -128,10 +133,13 @@ def _dress(axes: Axes) -> None:
 
 
 def _title(axes: Axes, workload: Sequence[Row]) -> None:
-    axes.set_title(place(workload[0]), fontsize=12, fontweight="bold", color=INK, loc="left", pad=20)
-    axes.annotate(
-        work(workload), (0, 1), (0, 6), xycoords="axes fraction", textcoords="offset points", color=INK, size=9.5
-    )
+    head(axes, place(workload[0]), work(workload))
+
+
+def head(axes: Axes, where: str, what: str) -> None:
+    """Two lines above a panel: what it ran on, and the work."""
+    axes.set_title(where, fontsize=12, fontweight="bold", color=INK, loc="left", pad=20)
+    axes.annotate(what, (0, 1), (0, 6), xycoords="axes fraction", textcoords="offset points", color=INK, size=9.5)
 
 
 def _legends(figure: Figure, labels: Sequence[str], left: float) -> None:

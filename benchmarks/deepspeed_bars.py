@@ -11,7 +11,7 @@ from matplotlib.patches import Patch
 
 from dnipipe.plan.panels import Panels
 
-from .bars import BOUND_INK, DNI, FAINT, INK, TORCH
+from .bars import BOUND_INK, DNI, INK, TORCH, frame, head
 from .deepspeed_rows import NAMES, OURS, PLAIN, DeepSpeedRow, title, work, workloads
 
 COLOURS = {PLAIN: TORCH["1F1B"], OURS: DNI["DNI linear"]}
@@ -75,13 +75,6 @@ def _draw(axes: Axes, rows: Sequence[DeepSpeedRow]) -> None:
 
 
 def _dress(axes: Axes, row: DeepSpeedRow) -> None:
-    axes.set_title(title(row), fontsize=12, fontweight="bold", color=INK, loc="left", pad=20)
-    axes.annotate(work(row), (0, 1), (0, 6), xycoords="axes fraction", textcoords="offset points", color=INK, size=9.5)
-    axes.set_ylabel("tokens per second", color=INK, fontsize=10)
+    head(axes, title(row), work(row))
+    frame(axes, "tokens per second")
     axes.yaxis.set_major_formatter("{x:,.0f}")
-    axes.grid(axis="y", color=FAINT, linewidth=0.8, zorder=0)
-    axes.set_axisbelow(True)
-    axes.tick_params(colors=INK, length=0)
-    for side in ("top", "right", "left"):
-        axes.spines[side].set_visible(False)
-    axes.spines["bottom"].set_color("#bbbbbb")
