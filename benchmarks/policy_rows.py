@@ -1,0 +1,164 @@
+"""One run under one policy is one row; what backprop with the same optimizer, size and seed reached stands beside it."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from rich.console import Console
+
+from benchmarks.rows import grouped, many
+from benchmarks.table import drawn, marked, print_whole, said
+
+
+@dataclass(frozen=True)
+class PolicyRow:
+    """In a file, a flat JSON object.
+
+    Fields:
+        policy, interface, weights, in_flight: as benchmarks.policies takes them; policy may be "synthetic then stale".
+        unlock_after_steps: of `wait` at the beginning; for `wait` itself all of them.
+        steps: that were run. curve: [step, bits per byte of validation] on the way, on fewer sequences but the last.
+        val_bpb: at the end; None if it was not a number.
+        mean_utilisation: 0 to 1, simulated by the planner, synchronous part, predictor and second backward included.
+        interface_cost_share: predict and learn by forward and backward of a middle stage, measured before the runs.
+        cosines: of prediction and true gradient at each boundary, at the end.
+        run_s: of the run; several run side by side, so this says nothing of a pipeline.
+    """
+
+    policy: str
+    interface: str | None
+    optimizer: str
+    stages: int
+    microbatches: int
+    unlock_after_steps: int
+    in_flight: int | None
+    weights: str
+    seed: int
+    learning_rate: float
+    planned_steps: int
+    steps: int
+    val_bpb: float | None
+    curve: list[tuple[int, float]]
+    cosines: list[float]
+    mean_utilisation: float
+    interface_cost_share: float | None
+    run_s: float
+    blocks: int
+    width: int
+    seq_len: int
+    batch_size: int
+    parameters: int
+    dtype: str
+    device: str
+    card: str
+    commit: str
+    torch: str
+    date: str
+    command: str
+
+    @property
+    def label(self) -> str:
+        """As a reader tells it from others, without M."""
+        parts = [self.policy, self.interface or ""]
+        parts += [f"{self.weights} weights"] if self.weights != "old" else []
+        parts += [f"{self.in_flight} in flight"] if self.in_flight else []
+        return " ".join(part for part in parts if part)
+
+    @property
+    def is_whole(self) -> bool:
+        return self.steps == self.planned_steps
+
+    @property
+    def work(self) -> str:
+        """What all runs that may be compared had to do."""
+        return (
+            f"{self.device}, {self.card}: GPT of {self.parameters / 1e6:.1f} M parameters ({self.blocks} blocks, width "
+            f"{self.width}), {self.batch_size} x {self.seq_len} bytes a step, {self.planned_steps} steps, {self.dtype}"
+        )
+
+
+@dataclass(frozen=True)
+class Line:
+    """Rows that differ in their seed alone. excess: of the mean, relative to backprop's on the same seeds."""
+
+    row: PolicyRow
+    bpb: list[float]
+    seeds: int
+    backprop: float | None
+
+    @property
+    def mean(self) -> float | None:
+        return statistics.mean(self.bpb) if len(self.bpb) == self.seeds and self.bpb else None
+
+    @property
+    def spread(self) -> float:
+        return max(self.bpb) - min(self.bpb) if len(self.bpb) > 1 else 0.0
+
+    @property
+    def excess(self) -> float | None:
+        mean = self.mean
+        return None if mean is None or self.backprop is None else mean / self.backprop - 1
+
+
+def write_part(row: PolicyRow, path: Path) -> None:
+    """Replaces the file at once, so that whoever reads it finds a whole one."""
+    fresh = path.with_suffix(".new")
+    fresh.write_text(json.dumps([asdict(row)]), encoding="utf-8")
+    fresh.replace(path)
+
+
+def lines_of(rows: Sequence[PolicyRow]) -> list[Line]:
+    """The whole runs, seeds taken together, in the order of optimizer, policy and M."""
+    whole = [row for row in rows if row.is_whole or row.val_bpb is None]
+    base = {(r.optimizer, r.work, r.learning_rate, r.seed): r.val_bpb for r in whole if r.policy == "wait"}
+    found = []
+    for alike in grouped(whole, lambda r: (r.work, r.optimizer, r.stages, r.label, r.microbatches, r.unlock_after_steps, r.learning_rate)):
+        keys = [(r.optimizer, r.work, r.learning_rate, r.seed) for r in alike]
+        known = [base.get(key) for key in keys]
+        backprop = statistics.mean([each for each in known if each is not None]) if None not in known else None
+        found.append(Line(alike[0], [r.val_bpb for r in alike if r.val_bpb is not None], len(alike), backprop))
+    order = ("wait", "stale", "corrected")
+
+    def place(line: Line) -> tuple[object, ...]:
+        row = line.row
+        rank = order.index(row.policy) if row.policy in order else len(order)
+        return row.work, row.optimizer, row.stages, rank, row.label, row.unlock_after_steps, -row.microbatches
+
+    return sorted(found, key=place)  # type: ignore[arg-type, return-value]
+
+
+HEADINGS = ("optimizer", "S", "policy", "M", "unlock", "val bpb", "± seeds", "over\nbackprop", "mean\nutilisation", "interface\nshare")  # fmt: skip
+
+
+def cells(line: Line) -> list[str]:
+    row = line.row
+    mean = line.mean
+    return [
+        row.optimizer,
+        "any" if row.policy == "wait" else str(row.stages),
+        "wait (backprop)" if row.policy == "wait" else row.label,
+        "any" if row.policy == "wait" else str(row.microbatches),
+        "" if row.policy == "wait" else str(row.unlock_after_steps),
+        said(mean, ".4f") if mean is not None else "diverged",
+        f"{line.spread:.4f} ({many(line.seeds, 'seed')})",
+        said(line.excess, "+.2%") if row.policy != "wait" else "",
+        "" if row.policy == "wait" else said(row.mean_utilisation, ".2f"),
+        said(row.interface_cost_share, ".1%"),
+    ]
+
+
+def show(console: Console, rows: Sequence[PolicyRow]) -> None:
+    for alike in grouped(lines_of(rows), lambda line: line.row.work):
+        ends = [a.row.optimizer != b.row.optimizer for a, b in zip(alike, alike[1:], strict=False)]
+        print_whole(console, drawn(alike[0].row.work, HEADINGS, [cells(line) for line in alike], [*ends, False]))
+
+
+def markdown(rows: Sequence[PolicyRow]) -> str:
+    return "\n".join(
+        marked(alike[0].row.work, HEADINGS, map(cells, alike))
+        for alike in grouped(lines_of(rows), lambda line: line.row.work)
+    )

@@ -1,0 +1,202 @@
+"""One training run of benchmarks.policies: a GPT over bytes, cut into stages, under one policy, in one process."""
+
+from __future__ import annotations
+
+import functools
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from benchmarks.grouped import Grouped, Weights
+from benchmarks.policy_rows import PolicyRow, write_part
+from benchmarks.workload import token_loss
+from dnipipe.data import ByteCorpus
+from dnipipe.interface import Learner, TensorMeta, build_interface
+from dnipipe.optim import StageClip, StageOptimizer, learning_rate_at
+from dnipipe.schedule.policy import Policy
+from launch.gpt import byte_gpt
+
+HEAD_WIDTH = 64
+WARMUP_STEPS, FINAL_FRACTION, WEIGHT_DECAY, CLIP = 100, 0.1, 0.1, 1.0
+CURVE_POINTS = 12
+
+
+@dataclass(frozen=True)
+class Size:
+    """What all runs have in common. eval_sequences: of the end; on the way a quarter of them."""
+
+    blocks: int
+    width: int
+    seq_len: int
+    batch_size: int
+    steps: int
+    eval_sequences: int
+    device: str
+    dtype: torch.dtype
+
+
+@dataclass(frozen=True)
+class Spec:
+    """What one run is. before: the policy between the unlocking and `switch_step`, if there is another one first."""
+
+    policy: str
+    interface: str | None
+    optimizer: str
+    stages: int
+    microbatches: int
+    unlock_after_steps: int
+    in_flight: int | None
+    weights: Weights
+    seed: int
+    learning_rate: float
+    before: str | None = None
+    switch_step: int = 0
+
+    def policy_at(self, step: int) -> Policy:
+        name = self.before if self.before is not None and step < self.switch_step else self.policy
+        if name == "wait":
+            return Policy("wait")
+        late = name in ("stale", "corrected")
+        return Policy(name, unlock_after_steps=self.unlock_after_steps, in_flight=self.in_flight if late else None)
+
+
+class Trained:
+    """The model of a run, its optimizers and predictors."""
+
+    def __init__(self, spec: Spec, size: Size) -> None:
+        self.stages = cut_model(size, spec.stages, spec.seed)
+        rate = functools.partial(
+            learning_rate_at,
+            peak=spec.learning_rate,
+            warmup_steps=min(WARMUP_STEPS, size.steps // 10),
+            total_steps=size.steps,
+            schedule="cosine",
+            final_fraction=FINAL_FRACTION,
+        )
+        self.rate: Callable[[int], float] = rate
+        self.optimizers = [
+            StageOptimizer(
+                stage,
+                name=spec.optimizer,  # type: ignore[arg-type]  # main() has checked it
+                learning_rate=rate,
+                weight_decay=WEIGHT_DECAY,
+                clip=StageClip(CLIP),
+                head=stage[-1] if index == spec.stages - 1 else None,
+            )
+            for index, stage in enumerate(self.stages)
+        ]
+        self.learners: list[Learner | None] = [
+            make_learner(spec.interface, size, spec.microbatches) if index < spec.stages - 1 else None
+            for index in range(spec.stages)
+        ]
+
+    def masters(self) -> dict[Tensor, Tensor]:
+        """What the optimizers move, by parameter."""
+        return {
+            parameter: optimizer._weights[name]
+            for optimizer in self.optimizers
+            for name, parameter in optimizer._parameters.items()
+        }
+
+
+def cut_model(size: Size, num_stages: int, seed: int) -> list[nn.Sequential]:
+    """The model in stages of as many blocks, give or take one; the embedding is in the first, the head in the last."""
+    torch.manual_seed(seed)
+    heads = max(1, size.width // HEAD_WIDTH)
+    embedding, *blocks, head = byte_gpt(seq_len=size.seq_len, width=size.width, depth=size.blocks, heads=heads)
+    layers: list[list[nn.Module]] = [[] for _ in range(num_stages)]
+    layers[0].append(embedding)
+    for number, block in enumerate(blocks):
+        layers[number * num_stages // len(blocks)].append(block)
+    layers[-1].append(head)
+    return [nn.Sequential(*each).to(size.device, size.dtype) for each in layers]
+
+
+def make_learner(interface: str | None, size: Size, num_microbatches: int) -> Learner | None:
+    """None without an interface. Text form: name, or name+option=number, as transformer+width=64."""
+    if interface is None:
+        return None
+    name, *options = interface.split("+")
+    rows, device = size.batch_size // num_microbatches, torch.device(size.device)
+    built = build_interface(
+        name,
+        TensorMeta((rows, size.seq_len, size.width), size.dtype),
+        num_classes=256,
+        label=TensorMeta((rows, size.seq_len), torch.int64),
+        **{key: int(value) for key, value in (option.split("=") for option in options)},
+    )
+    fused = device.type == "cuda"
+    return Learner([built.to(device)], lambda parameters: torch.optim.Adam(parameters, 1e-3, (0.9, 0.95), fused=fused))
+
+
+def load_corpus(folder: Path) -> ByteCorpus:
+    """What policies.py has written, shared by all runs: mapped, not read."""
+    streams = [np.memmap(folder / name, dtype=np.uint8, mode="c") for name in ("train.bin", "validation.bin")]
+    return ByteCorpus(*(torch.from_numpy(each) for each in streams))
+
+
+def run(spec: Spec, size: Size, base: PolicyRow, corpus_folder: Path, part: Path, threads: int) -> PolicyRow:
+    """Trains, evaluates, and writes `part` at each evaluation, so that a run cut short leaves its curve."""
+    torch.set_num_threads(threads)
+    torch.set_float32_matmul_precision("high")
+    corpus, device = load_corpus(corpus_folder), torch.device(size.device)
+    trained = Trained(spec, size)
+    grouped = Grouped(
+        trained.stages,
+        trained.learners,
+        token_loss,
+        num_microbatches=spec.microbatches,
+        policy=spec.policy_at(0),
+        weights=spec.weights,
+        masters=trained.masters() if spec.weights == "ahead" else None,
+    )
+    curve: list[tuple[int, float]] = []
+    start_s = time.perf_counter()
+    marks = {round(size.steps * (point + 1) / CURVE_POINTS) for point in range(CURVE_POINTS)}
+    for step in range(size.steps):
+        grouped.policy = spec.policy_at(step)
+        x, y = corpus.batch("train", step=step, batch_size=size.batch_size, seq_len=size.seq_len, seed=spec.seed)
+        grouped.step(x.to(device), y.to(device))
+        for optimizer in trained.optimizers:
+            optimizer.step(step, divide_by=spec.microbatches)
+        for learner in trained.learners:
+            if learner is not None and learner.optimizer is not None:
+                for group in learner.optimizer.param_groups:
+                    group["lr"] = trained.rate(step + 1)
+        if step + 1 in marks:
+            sequences = size.eval_sequences if step + 1 == size.steps else size.eval_sequences // 4
+            bpb = evaluate(trained.stages, corpus, size, sequences)
+            curve.append((step + 1, bpb))
+            cosines = [learner.metrics()["cosine"] for learner in trained.learners if learner is not None]
+            base = replace(
+                base,
+                curve=list(curve),
+                val_bpb=bpb if math.isfinite(bpb) else None,
+                steps=step + 1,
+                cosines=[round(each, 3) for each in cosines if math.isfinite(each)],
+                run_s=round(time.perf_counter() - start_s, 1),
+            )
+            write_part(base, part)
+            if not math.isfinite(bpb):
+                break
+    return base
+
+
+@torch.no_grad()
+def evaluate(stages: list[nn.Sequential], corpus: ByteCorpus, size: Size, sequences: int) -> float:
+    """Bits per byte of the first `sequences` validation windows; nan once the model has none."""
+    batch, nats, count = 64, torch.zeros((), dtype=torch.float64, device=size.device), 0
+    for number in range(max(1, sequences // batch)):
+        x, y = corpus.batch("validation", step=number, batch_size=batch, seq_len=size.seq_len, seed=0)
+        h = x.to(size.device)
+        for stage in stages:
+            h = stage(h)
+        nats += token_loss(h, y.to(size.device)).double()
+        count += 1
+    return nats.item() / count / math.log(2)
