@@ -172,7 +172,8 @@ def run(spec: Spec, size: Size, base: PolicyRow, corpus_folder: Path, part: Path
         if step + 1 in marks:
             sequences = size.eval_sequences if step + 1 == size.steps else size.eval_sequences // 4
             bpb = evaluate(trained.stages, corpus, size, sequences)
-            curve.append((step + 1, bpb))
+            if math.isfinite(bpb):
+                curve.append((step + 1, bpb))
             cosines = [learner.metrics()["cosine"] for learner in trained.learners if learner is not None]
             base = replace(
                 base,
