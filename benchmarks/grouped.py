@@ -1,7 +1,7 @@
-"""The policies in one process, as fast as a GPU allows: microbatches that are equally late go through the model together.
+"""The policies in one process, as fast as a GPU allows: microbatches equally late go through the model together.
 
-Which microbatches are late, on which stage and by how many steps, follows from (S, M, in_flight) alone, so a step has at
-most S groups of microbatches, mostly one large and some small:
+Which microbatches are late, on which stage and by how many steps, follows from (S, M, in_flight) alone, so a step has
+few groups of microbatches, mostly one large and some small:
 
     S = 4, M = 8     microbatch          0 1 2 3 4   5   6   7
                      steps late, stage 0 0 0 0 0 0   1   1   1
@@ -28,9 +28,9 @@ from dnipipe.schedule.old_weights import OldWeights
 from dnipipe.schedule.policy import Policy
 
 Weights = Literal["old", "new", "ahead"]
-"""Of a late backward: old: those of its forward. new: of its own step, meeting old activations (PACI, arXiv 2606.07881).
-ahead: the forward and the backward of a late microbatch use weights extrapolated to the step of its backward, along the
-newest update (weight prediction: Chen et al. 2018, SpecTrain; Guan et al. 2019, XPipe)."""
+"""Of a late backward: old: those of its forward. new: of its own step, meeting old activations (PACI, arXiv
+2606.07881). ahead: the forward and the backward of a late microbatch use weights extrapolated to the step of its
+backward, along the newest update (weight prediction: Chen et al. 2018, SpecTrain; Guan et al. 2019, XPipe)."""
 
 
 @dataclass(frozen=True)

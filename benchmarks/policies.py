@@ -164,7 +164,7 @@ def parse(text: str, options: argparse.Namespace) -> Iterator[Spec]:
     if (policy in ("synthetic", "corrected")) != bool(interface) and policy != "wait" and not _given_before(settings):
         raise ValueError(f"{text}: {policy} {'needs' if not interface else 'has no'} interface: POLICY/INTERFACE")
     values: dict[str, list[str]] = {
-        "M": ["8"],
+        "M": ["1" if policy == "wait" else "8"],  # backprop does not depend on it
         "S": [str(options.stages)],
         "opt": options.optimizers.split(","),
         "unlock": [str(options.unlock)],

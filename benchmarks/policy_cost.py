@@ -49,13 +49,14 @@ def _unlocked(name: str, spec: Spec, transfer: float, interface_share: float) ->
         late = sum(group.count for group in of_step if group.late[0])
         second = late / spec.microbatches * BACKWARD / (FORWARD + BACKWARD)
     slot = 1 + own + second
-    times = Times.ms(*(round(part * slot / 3, 6) for part in (1, 1, 1)), round(transfer, 6))
+    third = round(slot, 6)  # in thirds of a slot of the model alone
+    times = Times.ms(third, third, third, round(3 * transfer, 6))
     if name == "synthetic":
         step_ms: Fraction = synthetic_step_ms(spec.stages, spec.microbatches, times, lag=2)
     else:
         slack = (spec.in_flight or spec.stages) - spec.stages
         step_ms = stale_step_ms(spec.stages, spec.microbatches, times, slack=slack)
-    return spec.microbatches / float(step_ms)
+    return 3 * spec.microbatches / float(step_ms)
 
 
 def measure_interface_share(spec: Spec, size: Size) -> float | None:
@@ -63,8 +64,8 @@ def measure_interface_share(spec: Spec, size: Size) -> float | None:
     learner = make_learner(spec.interface, size, spec.microbatches)
     if learner is None:
         return None
-    stages = cut_model(size, spec.stages, spec.seed)
-    stage, rows = stages[min(1, spec.stages - 1)], size.batch_size // spec.microbatches
+    stage = cut_model(size, spec.stages, spec.seed)[0][1:]  # its blocks, without the embedding
+    rows = size.batch_size // spec.microbatches
     shape = (rows, size.seq_len, size.width)
     h = torch.randn(shape, device=size.device, dtype=size.dtype, requires_grad=True)
     label = torch.randint(0, 256, shape[:2], device=size.device)

@@ -43,7 +43,9 @@ def _draw(left: Axes, right: Axes, panel: Sequence, rows: Sequence[PolicyRow]) -
     for number, (s, m) in enumerate(stages):
         shade = "-" if number == 0 else "--" if number == 1 else ":"
         label = f"1F1B, S = {s}, M = {m}"
-        right.plot([step * (m + s - 1) / m for step in base], list(base.values()), shade, color=INK, lw=1.4, label=label)
+        right.plot(
+            [step * (m + s - 1) / m for step in base], list(base.values()), shade, color=INK, lw=1.4, label=label
+        )
     for line, colour in zip(others, COLOURS * (1 + len(others) // len(COLOURS)), strict=False):
         row, curve = line.row, _mean_curve(line.row, rows)
         name = f"{row.label}, S = {row.stages}, M = {row.microbatches}"
@@ -70,12 +72,8 @@ def _draw(left: Axes, right: Axes, panel: Sequence, rows: Sequence[PolicyRow]) -
 
 def _mean_curve(row: PolicyRow, rows: Sequence[PolicyRow]) -> dict[int, float]:
     """Over the seeds of one line, at the steps that all of them have."""
-    def key(each: PolicyRow) -> tuple[object, ...]:
-        return (
-            each.work, each.optimizer, each.stages, each.label, each.microbatches, each.unlock_after_steps,
-            each.learning_rate,
-        )  # fmt: skip
-
-    alike = [dict((int(step), bpb) for step, bpb in each.curve) for each in rows if key(each) == key(row) and each.is_whole]
+    alike = [
+        {int(step): bpb for step, bpb in each.curve} for each in rows if each.line() == row.line() and each.is_whole
+    ]
     common = set(alike[0]).intersection(*alike)
     return {step: sum(curve[step] for curve in alike) / len(alike) for step in sorted(common)}

@@ -1,4 +1,4 @@
-"""One run under one policy is one row; what backprop with the same optimizer, size and seed reached stands beside it."""
+"""One run under one policy is one row; what backprop with the same optimizer and seed reached stands beside it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from benchmarks.rows import grouped, many
+from benchmarks.rows import grouped
 from benchmarks.table import drawn, marked, print_whole, said
 
 
@@ -68,6 +68,18 @@ class PolicyRow:
         parts += [f"{self.in_flight} in flight"] if self.in_flight else []
         return " ".join(part for part in parts if part)
 
+    def line(self) -> tuple[object, ...]:
+        """Equal for rows that differ in their seed alone."""
+        return (
+            self.work,
+            self.optimizer,
+            self.stages,
+            self.label,
+            self.microbatches,
+            self.unlock_after_steps,
+            self.learning_rate,
+        )
+
     @property
     def is_whole(self) -> bool:
         return self.steps == self.planned_steps
@@ -114,40 +126,53 @@ def write_part(row: PolicyRow, path: Path) -> None:
 def lines_of(rows: Sequence[PolicyRow]) -> list[Line]:
     """The whole runs, seeds taken together, in the order of optimizer, policy and M."""
     whole = [row for row in rows if row.is_whole or row.val_bpb is None]
-    base = {(r.optimizer, r.work, r.learning_rate, r.seed): r.val_bpb for r in whole if r.policy == "wait"}
     found = []
-    for alike in grouped(whole, lambda r: (r.work, r.optimizer, r.stages, r.label, r.microbatches, r.unlock_after_steps, r.learning_rate)):
-        keys = [(r.optimizer, r.work, r.learning_rate, r.seed) for r in alike]
-        known = [base.get(key) for key in keys]
+    for alike in grouped(whole, PolicyRow.line):
+        known = [backprop_of(row, whole) for row in alike]
         backprop = statistics.mean([each for each in known if each is not None]) if None not in known else None
         found.append(Line(alike[0], [r.val_bpb for r in alike if r.val_bpb is not None], len(alike), backprop))
     order = ("wait", "stale", "corrected")
 
-    def place(line: Line) -> tuple[object, ...]:
+    def place(line: Line) -> tuple[str, str, int, int, str, int, int]:
         row = line.row
         rank = order.index(row.policy) if row.policy in order else len(order)
-        return row.work, row.optimizer, row.stages, rank, row.label, row.unlock_after_steps, -row.microbatches
+        stages = 0 if row.policy == "wait" else row.stages
+        return row.work, row.optimizer, stages, rank, row.label, row.unlock_after_steps, -row.microbatches
 
-    return sorted(found, key=place)  # type: ignore[arg-type, return-value]
+    return sorted(found, key=place)
 
 
-HEADINGS = ("optimizer", "S", "policy", "M", "unlock", "val bpb", "± seeds", "over\nbackprop", "mean\nutilisation", "interface\nshare")  # fmt: skip
+def backprop_of(row: PolicyRow, rows: Sequence[PolicyRow]) -> float | None:
+    """Where backprop with the same optimizer and seed ended, at the best learning rate that was tried for it."""
+    ends = [
+        each.val_bpb
+        for each in rows
+        if each.policy == "wait" and (each.work, each.optimizer, each.seed) == (row.work, row.optimizer, row.seed)
+    ]
+    return min((end for end in ends if end is not None), default=None)
+
+
+HEADINGS = (
+    "optimizer", "S", "policy", "M", "unlock", "rate", "val bpb", "from seed\nto seed", "over\nbackprop",
+    "mean\nutilisation", "interface\nshare",
+)  # fmt: skip
 
 
 def cells(line: Line) -> list[str]:
-    row = line.row
-    mean = line.mean
+    row, mean = line.row, line.mean
+    waits = row.policy == "wait"
     return [
         row.optimizer,
-        "any" if row.policy == "wait" else str(row.stages),
-        "wait (backprop)" if row.policy == "wait" else row.label,
-        "any" if row.policy == "wait" else str(row.microbatches),
-        "" if row.policy == "wait" else str(row.unlock_after_steps),
-        said(mean, ".4f") if mean is not None else "diverged",
-        f"{line.spread:.4f} ({many(line.seeds, 'seed')})",
-        said(line.excess, "+.2%") if row.policy != "wait" else "",
-        "" if row.policy == "wait" else said(row.mean_utilisation, ".2f"),
-        said(row.interface_cost_share, ".1%"),
+        "any" if waits else str(row.stages),
+        "wait (backprop)" if waits else row.label,
+        "any" if waits else str(row.microbatches),
+        "" if waits else str(row.unlock_after_steps),
+        f"{row.learning_rate:g}",
+        "diverged" if mean is None else f"{mean:.4f}",
+        "one seed" if line.seeds == 1 else f"{line.spread:.4f} ({line.seeds})",
+        "" if waits else said(line.excess, "+.2%"),
+        "" if waits else said(row.mean_utilisation, ".2f"),
+        said(row.interface_cost_share, ".0%"),
     ]
 
 

@@ -33,5 +33,7 @@ def recipe_corpus(max_bytes: int = MAX_BYTES) -> ByteCorpus:
         if read > max_bytes:
             break
     if read < 1_000_000:
-        raise ValueError(f"the Python sources installed here have {read} bytes: install torch's wheel, or more packages")
+        raise ValueError(
+            f"the Python sources installed here have {read} bytes: install torch's wheel, or more packages"
+        )
     return ByteCorpus(torch.frombuffer(train, dtype=torch.uint8), torch.frombuffer(validation, dtype=torch.uint8))

@@ -82,7 +82,13 @@ def test_the_weights_of_a_late_backward_make_a_difference() -> None:
         masters = {parameter: parameter for stage in stages for parameter in stage.parameters()}
         policy = Policy("stale")
         trainer = Grouped(
-            stages, [None] * STAGES, models.loss_fn, num_microbatches=2, policy=policy, weights=weights, masters=masters  # type: ignore[arg-type]
+            stages,
+            [None] * STAGES,
+            models.loss_fn,
+            num_microbatches=2,
+            policy=policy,
+            weights=weights,
+            masters=masters,  # type: ignore[arg-type]
         )
         ends[weights] = torch.cat([each.flatten() for each in _steps(stages, trainer, 2)])
     for one, other in itertools.combinations(ends.values(), 2):
