@@ -21,8 +21,8 @@ class PolicyRow:
     Fields:
         policy, interface, weights, in_flight: as benchmarks.policies takes them; policy may be "synthetic then stale".
         unlock_after_steps: of `wait` at the beginning; for `wait` itself all of them.
-        steps: that were run. curve: [step, bits per byte of validation] on the way, on fewer sequences but the last.
-        val_bpb: at the end; None if it was not a number.
+        steps: that were run. curve: [step, bits per byte of a quarter of the validation sequences].
+        val_bpb: at the end, of all of them; None if it was not a number.
         mean_utilisation: 0 to 1, simulated by the planner, synchronous part, predictor and second backward included.
         interface_cost_share: predict and learn by forward and backward of a middle stage, measured before the runs.
         cosines: of prediction and true gradient at each boundary, at the end.

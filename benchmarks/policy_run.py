@@ -29,7 +29,7 @@ CURVE_POINTS = 12
 
 @dataclass(frozen=True)
 class Size:
-    """What all runs have in common. eval_sequences: of the end; on the way a quarter of them."""
+    """What all runs have in common. eval_sequences: of the end; the curve is of a quarter of them."""
 
     blocks: int
     width: int
@@ -170,10 +170,11 @@ def run(spec: Spec, size: Size, base: PolicyRow, corpus_folder: Path, part: Path
                 for group in learner.optimizer.param_groups:
                     group["lr"] = trained.rate(step + 1)
         if step + 1 in marks:
-            sequences = size.eval_sequences if step + 1 == size.steps else size.eval_sequences // 4
-            bpb = evaluate(trained.stages, corpus, size, sequences)
+            bpb = evaluate(trained.stages, corpus, size, size.eval_sequences // 4)
             if math.isfinite(bpb):
                 curve.append((step + 1, bpb))
+            if step + 1 == size.steps:
+                bpb = evaluate(trained.stages, corpus, size, size.eval_sequences)
             cosines = [learner.metrics()["cosine"] for learner in trained.learners if learner is not None]
             base = replace(
                 base,

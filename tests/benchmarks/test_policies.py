@@ -33,7 +33,11 @@ def test_every_run_is_a_row_with_its_curve(rows: list[PolicyRow]) -> None:
     assert len(rows) == 7
     for row in rows:
         assert row.steps == row.planned_steps == 12 and row.parameters > 10_000
-        assert len(row.curve) == 12 and row.curve[-1] == [12, row.val_bpb]
+        assert (
+            len(row.curve) == 12
+            and row.curve[-1][0] == 12
+            and [step for step, _ in row.curve] == sorted(step for step, _ in row.curve)
+        )
         assert row.val_bpb is not None and 5 < row.val_bpb < 8.1  # of 8 bits; a few steps have begun to tell bytes
     assert [row.interface_cost_share is not None for row in rows] == [False] * 5 + [True, True]
 
