@@ -5,8 +5,9 @@
     stage 2        F0 B0 F1 B1 F2 B2 F3 B3 ...
 
 A backward that falls into a later step than its forward runs through the graph of its forward, with the weights of its
-forward (old_weights.py); its weight gradients join the update of the step in which it falls. Until the first gradient
-is back, upper stages have nothing to update: their parameters' .grad stays None.
+forward or, with old_weights "new", those of then (old_weights.py); its weight gradients join the update of the step in
+which it falls. Until the first gradient is back, upper stages have nothing to update: their parameters' .grad stays
+None.
 
 Under `corrected` a microbatch whose backward falls into a later step goes backward at once against the predicted
 gradient, too, and then against true - predicted. Both together are the true gradient; where the forward and the
@@ -83,7 +84,10 @@ class LateFlow(Flow):
         super().begin_step()
         if self._graphs:
             self._answered = self._graphs[0].microbatch
-        self._weights = OldWeights(self.module) if self.late else None
+        if not self.late:
+            self._weights = None
+        elif self._weights is None or not self._weights.current:
+            self._weights = OldWeights(self.module)
 
     def forward_weights(self) -> AbstractContextManager[None]:
         return super().forward_weights() if self._weights is None else self._weights.in_place()
@@ -153,9 +157,9 @@ class LateFlow(Flow):
 
     def end_step(self) -> None:
         super().end_step()
-        if any(graph.weights is self._weights for graph in self._graphs) and self._weights is not None:
-            self._weights.part()
-        self._weights = None
+        kept = self._weights if self.policy.old_weights == "copies" else None
+        if kept is not None and any(graph.weights is kept for graph in self._graphs):
+            kept.part()
 
     def state_dict(self) -> dict[str, Any]:
         """As Flow, with what is carried. Completes the backwards under way, here too."""
