@@ -17,9 +17,9 @@ Price: one copy of the weights for each update that falls between a forward and 
 before the forward it would be one more copy during the step. Where several steps are one update, the steps after the
 first go on with its q, whose values are still p's.
 
-Without part() old activations meet the new weights: q(t) shares the memory that the optimizer writes to. No price, and a
-gradient that belongs to no weights: Linear's input gradient is of the new weights, its weight gradient of the old
-activations (PACI, arXiv 2606.07881).
+Without part() old activations meet the new weights: q(t) shares the memory that the optimizer writes to. No price, but
+the gradient is that of no weights at all: of Linear's, the input gradient is of the new weights, the weight gradient of
+the old activations (PACI, arXiv 2606.07881).
 """
 
 from __future__ import annotations
