@@ -29,10 +29,12 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from . import scale
 from .flow import Flow
 from .old_weights import OldWeights
+from .replicas import average_grads, averager, replica_groups
 
 _T = TypeVar("_T")
 
@@ -74,6 +76,8 @@ class LateFlow(Flow):
         self._weights: OldWeights | None = None
         # what completed backwards leave to the next update, one per parameter; () where there is nothing
         self._carried: Sequence[Tensor | None] = ()
+        # DDP's own reduction hangs on the parameters, where late backwards do not come
+        self._average = averager(replica_groups(module)) if isinstance(module, DistributedDataParallel) else None
 
     @property
     def late(self) -> bool:
@@ -149,11 +153,15 @@ class LateFlow(Flow):
             parameter.grad = grad
 
     def join(self, divide_by: int = 1) -> None:
+        """As Flow; where DDP is around the module, averages all that late backwards gave."""
+        is_late = self._weights is not None or any(carried is not None for carried in self._carried)
         for parameter, carried in zip(self.module.parameters(), self._carried, strict=False):
             if carried is not None:
                 carried.div_(divide_by)
                 parameter.grad = carried if parameter.grad is None else parameter.grad.add_(carried)
         self._carried = ()
+        if is_late and self._average is not None:
+            average_grads(self.module, self._average)
 
     def end_step(self) -> None:
         super().end_step()

@@ -114,18 +114,36 @@ def _writes(parameter: nn.Parameter) -> tuple[int, ...]:
 
 
 def check_possible(module: nn.Module, policy: str) -> None:
-    """Raises: ValueError where something hangs on the parameters that would not see the copies' gradients."""
+    """Raises: ValueError where something hangs on the parameters that would not see the copies' gradients.
+
+    DDP around the whole module is well: its hooks have nothing to do, the flow itself averages.
+    """
     why = (
         f"policy {policy!r} runs microbatches with copies of the weights of their own step, so hooks on the parameters "
         f"themselves are never called"
     )
     cure = "use policy 'synthetic' or 'wait'"
     for part in module.modules():
-        if isinstance(part, DistributedDataParallel | FullyShardedDataParallel):
+        if isinstance(part, FullyShardedDataParallel):
             raise ValueError(f"{why}, and {type(part).__name__} reduces gradients in such hooks: {cure}")
+        if isinstance(part, DistributedDataParallel):
+            _check_ddp(part, part is module, why, cure)
     for name, parameter in module.named_parameters():
         if isinstance(parameter, DTensor):
             raise ValueError(f"{why}, and {name!r} is sharded (FSDP2), which reduces gradients in such hooks: {cure}")
         # private, but torch has no other way to ask
         if parameter._backward_hooks or getattr(parameter, "_post_accumulate_grad_hooks", None):
             raise ValueError(f"{why}, and {name!r} has one: remove it, or {cure}")
+
+
+def _check_ddp(ddp: DistributedDataParallel, is_whole: bool, why: str, cure: str) -> None:
+    if not is_whole:
+        raise ValueError(
+            f"{why}, and DistributedDataParallel around a part of the stage reduces gradients in such hooks: wrap the "
+            f"whole stage's module, or {cure}"
+        )
+    refused = {"static_graph=True": ddp.static_graph, "mixed_precision": ddp.mixed_precision is not None}
+    refused["a communication hook"] = bool(ddp._comm_hooks)
+    for option, is_set in refused.items():
+        if is_set:
+            raise ValueError(f"{why}, and DistributedDataParallel with {option} needs them: leave it out, or {cure}")
