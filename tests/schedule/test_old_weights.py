@@ -8,10 +8,13 @@ from collections.abc import Callable
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import fp16_compress_hook
 from torch.distributed.fsdp import fully_shard
+from torch.nn.parallel import DistributedDataParallel as DDP
 from torch.utils.checkpoint import checkpoint
 
 from dnipipe.schedule.old_weights import OldWeights, check_possible
+from tests.ranks import run_ranks
 
 D = 8
 
@@ -132,19 +135,31 @@ def test_a_hook_on_a_parameter_is_refused() -> None:
         check_possible(module, "stale")
 
 
-def _wrapped(rank: int, world: int) -> list[str]:
-    said = []
-    for wrap in (nn.parallel.DistributedDataParallel, fully_shard):
-        try:
-            check_possible(wrap(nn.Linear(D, D)), "corrected")
-        except ValueError as error:
-            said.append(str(error))
-    return said
+REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
+    "FSDP2": (
+        lambda: fully_shard(nn.Linear(D, D)),
+        "'weight' is sharded .FSDP2., which reduces gradients in such hooks",
+    ),
+    "inside": (
+        lambda: nn.Sequential(DDP(nn.Linear(D, D))),
+        "around a part of the stage .* wrap the whole stage's module",
+    ),
+    "static graph": (lambda: DDP(nn.Linear(D, D), static_graph=True), "static_graph=True needs them: leave it out"),
+    "communication hook": (lambda: _compressing(DDP(nn.Linear(D, D))), "a communication hook needs them: leave it out"),
+}
 
 
-def test_data_parallel_wrappers_are_refused() -> None:
-    from tests.ranks import run_ranks
+def _compressing(ddp: DDP) -> nn.Module:
+    ddp.register_comm_hook(None, fp16_compress_hook)
+    return ddp
 
-    ddp, fsdp = run_ranks(2, _wrapped)[0]
-    assert "DistributedDataParallel reduces gradients in such hooks: use policy 'synthetic' or 'wait'" in ddp
-    assert "is sharded (FSDP2)" in fsdp
+
+def _wrapped(rank: int, world: int) -> None:
+    check_possible(DDP(nn.Linear(D, D)), "corrected")
+    for wrap, message in REFUSED.values():
+        with pytest.raises(ValueError, match=f"policy 'corrected' .*{message}.* use policy 'synthetic' or 'wait'"):
+            check_possible(wrap(), "corrected")
+
+
+def test_data_parallel_wrappers_are_taken_whole_or_refused() -> None:
+    run_ranks(2, _wrapped)
