@@ -16,6 +16,8 @@ from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from dnipipe import ScheduleDNI
+from dnipipe.schedule import replicas
+from dnipipe.schedule.replicas import average_grads
 from tests.ranks import run_ranks
 from tests.schedule import models
 from tests.schedule.harness import Case, Oracle
@@ -138,6 +140,32 @@ def test_late_gradients_are_averaged_over_replicas(policy: str, m: int, falls_ba
         assert all((a == b).all() for a, b in zip(parameters, ranks[rank - rank % 2], strict=True)), "replicas differ"
         for got, want in zip(parameters, oracle.reference.stages[rank // 2].parameters(), strict=True):
             torch.testing.assert_close(torch.from_numpy(got), want.detach(), rtol=1e-6, atol=1e-6)
+
+
+def test_gradients_are_averaged_in_buckets_of_one_dtype(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(replicas, "BUCKET_BYTES", 40)
+    module = nn.Module()
+    for number, (size, dtype) in enumerate(
+        [(4, torch.float32), (6, torch.float32), (1, torch.float32), (2, torch.bfloat16)]
+    ):
+        module.register_parameter(f"p{number}", nn.Parameter(torch.ones(size, 1, dtype=dtype)))
+    module.register_parameter("frozen", nn.Parameter(torch.ones(3), requires_grad=False))
+    sent: list[tuple[int, torch.dtype]] = []
+
+    def average(flat: Tensor) -> None:
+        sent.append((flat.numel(), flat.dtype))
+        flat += 1
+
+    average_grads(module, average)
+    assert sent == [] and all(parameter.grad is None for parameter in module.parameters()), "nothing to average yet"
+    for number, parameter in enumerate(module.parameters()):
+        if number in (0, 1, 3):
+            parameter.grad = torch.full_like(parameter, number + 1)
+    average_grads(module, average)
+    assert sent == [(10, torch.float32), (1, torch.float32), (2, torch.bfloat16)]
+    assert [None if p.grad is None else p.grad.flatten().tolist() for p in module.parameters()] == [
+        [2.0] * 4, [3.0] * 6, [1.0], [5.0] * 2, None,
+    ]  # fmt: skip
 
 
 def _averages(rank: int, world: int) -> float:
