@@ -66,7 +66,7 @@ def _accumulated(rank: int, world: int) -> tuple[list[str], list[int]]:
 def test_steps_of_one_update_share_a_copy_of_the_weights() -> None:
     ranks = run_ranks(3, _accumulated)
     assert [wrong for wrong, _ in ranks] == [[], [], []]
-    # 9 steps, updates after 3, 6, 8 and 9, and after flush(). Without a gradient a stage cannot tell, and clones each step.
+    # 9 steps, updates after 3, 6, 8 and 9, flush() after 7. Without a gradient a stage cannot tell: a clone each step
     assert [counts for _, counts in ranks] == [[7, 5, 5, 5], [6, 5, 5, 5], [0, 0, 0, 0]]
 
 
@@ -106,6 +106,32 @@ def _same_as_copies(rank: int, world: int) -> bool:
 
 def test_new_weights_make_a_difference() -> None:
     assert run_ranks(2, _same_as_copies) == [False, False]
+
+
+OPTIMIZED = [
+    Case("mlp", "linear", 1, "stale", labels="none", optimizer="adamw_foreach"),
+    Case("sequence", "local_head", 4, "corrected", optimizer="adamw_foreach"),
+    Case("sequence", "linear", 2, "stale", labels="none", optimizer="adamw"),
+    Case("mlp", "mlp", 1, "corrected", optimizer="adamw"),
+    Case("sequence", "linear", 4, "stale", labels="none", optimizer="muon"),
+    Case("sequence", "linear", 1, "corrected", optimizer="muon"),
+    Case("bfloat16", "linear", 1, "stale", labels="none", optimizer="stage_adamw"),
+    Case("bfloat16", "local_head", 2, "corrected", optimizer="stage_adamw"),
+    Case("bfloat16", "linear", 4, "stale", labels="none", optimizer="muon"),
+    Case("bfloat16", "local_head", 1, "corrected", optimizer="muon"),
+]
+
+
+def _optimized(rank: int, world: int, first: int) -> list[str]:
+    wrong = []
+    for case in OPTIMIZED[first::2]:
+        wrong += _run(rank, world, case) + _run(rank, world, case, accumulate=2)
+    return wrong
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_late_gradients_move_weights_as_the_oracles_under_each_optimizer(first: int) -> None:
+    assert run_ranks(3, _optimized, first) == [[], [], []]
 
 
 def test_unknown_old_weights_are_refused() -> None:
