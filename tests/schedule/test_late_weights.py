@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import pytest
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from dnipipe.schedule.old_weights import OldWeights
 from dnipipe.schedule.policy import Policy
@@ -31,8 +33,10 @@ def _counting_parts() -> Iterator[list[int]]:
         OldWeights.part = part  # type: ignore[method-assign]
 
 
-def _run(rank: int, world: int, case: Case, accumulate: int = 1) -> list[str]:
-    pipeline, oracle = Pipeline(rank, world, case), Oracle(world, case)
+def _run(
+    rank: int, world: int, case: Case, accumulate: int = 1, wrap: Callable[[nn.Module], nn.Module] = lambda m: m
+) -> list[str]:
+    pipeline, oracle = Pipeline(rank, world, case, wrap), Oracle(world, case)
     for step in range(STEPS):
         updates = (step + 1) % accumulate == 0
         pipeline.step(step, optimize=updates)
@@ -90,6 +94,29 @@ def _new(rank: int, world: int) -> tuple[list[str], int]:
 
 def test_new_weights_under_old_activations_equal_the_oracles() -> None:
     assert run_ranks(3, _new) == [([], 0)] * 3
+
+
+class _Recomputed(nn.Module):
+    """Keeps of a microbatch what it was given, and runs it forward again when its gradient is here."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x: Tensor) -> Tensor:
+        output: Tensor = checkpoint(self.inner, x, use_reentrant=False)
+        return output
+
+
+def _recomputed(rank: int, world: int) -> list[str]:
+    wrong = []
+    for case in (*ACCUMULATED[:2], *OPTIMIZED[2:4]):
+        wrong += _run(rank, world, case, wrap=_Recomputed)
+    return wrong
+
+
+def test_recomputed_stages_equal_the_oracles_too() -> None:
+    assert run_ranks(3, _recomputed) == [[], [], []]
 
 
 def _same_as_copies(rank: int, world: int) -> bool:
