@@ -62,9 +62,7 @@ class OldWeights:
         counts no weight that a fused optimizer moves: there zero_grad() tells.
         """
         trained = [parameter for parameter in self._module.parameters() if parameter.requires_grad]
-        if len(trained) != len(self._copies) or any(
-            a is not b for a, (b, _) in zip(trained, self._copies, strict=True)
-        ):
+        if [id(parameter) for parameter in trained] != [id(parameter) for parameter, _ in self._copies]:
             return False
         if self._parted is None:
             return all(parameter.data_ptr() == copy.data_ptr() for parameter, copy in self._copies)

@@ -209,6 +209,15 @@ def test_old_weights_are_not_current_after(change: str) -> None:
     assert not weights.current
 
 
+@pytest.mark.parametrize("change", ["a weight gets other memory", "a parameter is frozen", "a parameter is added"])
+def test_weights_that_share_memory_are_not_current_after(change: str) -> None:
+    module = nn.Sequential(nn.Linear(D, D), nn.LayerNorm(D))
+    weights = OldWeights(module)
+    assert weights.current
+    CHANGES[change](module)
+    assert not weights.current
+
+
 def test_without_any_gradient_nothing_tells_that_the_weights_stand() -> None:
     module = nn.Linear(D, D)
     weights = OldWeights(module)
