@@ -104,6 +104,8 @@ class PipelineConfig(Section):
     """Micro-batches from an activation to the true gradient that travels beside it; at least 1."""
     in_flight: int | None = None
     """Micro-batches that the first of S stages holds under stale and corrected, from S to 2 S - 1; null: S."""
+    old_weights: Literal["copies", "new"] = "copies"
+    """What a late backward sees under stale and corrected: copies of the weights of its forward, or the new ones."""
     unlock_after_steps: int | None = None
     """Steps under `wait` before the policy begins; at least 0, null for the policy's own number."""
     transport: Literal["auto", "group", "direct"] = "auto"

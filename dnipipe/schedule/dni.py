@@ -45,8 +45,9 @@ class ScheduleDNI(PipelineScheduleSingle):
       interface_optimizer: parameters -> Optimizer of the predictors; None: Adam, 1e-3.
       policy: "wait" (true gradients, as 1F1B), "synthetic", "stale" (the true gradient, when it is here), "corrected"
         (synthetic at once, true - synthetic later), or "auto": wait for `unlock_after_steps` (200) step() calls, then
-        synthetic. stale and corrected keep old weights (late.py); DDP or FSDP around the stage is refused there,
-        because their hooks sit on the parameters, and graphs run through copies.
+        synthetic. stale and corrected hold graphs that run through copies of the weights (late.py); FSDP around the
+        stage is refused there, because its hooks sit on the parameters.
+      old_weights: what a late backward sees: "copies" of the weights of its forward, or "new", those of then (Policy).
       in_flight: microbatches that the first stage holds under stale and corrected; None: the number of stages
         (Policy).
       lag: microbatches between an activation and the true gradient that trains its predictor; also how far a stage may
@@ -86,6 +87,7 @@ class ScheduleDNI(PipelineScheduleSingle):
         transport: str = "auto",
         post_ahead: bool | None = None,
         in_flight: int | None = None,
+        old_weights: str = "copies",
         num_classes: int | None = None,
         labels: str = "auto",
         label_fn: Callable[..., Tensor] | None = None,
@@ -95,7 +97,7 @@ class ScheduleDNI(PipelineScheduleSingle):
         data_parallel_groups: Sequence[dist.ProcessGroup] | None = None,
         trace: Trace | None = None,
     ) -> None:
-        self.policy = Policy(policy, lag, unlock_after_steps, post_ahead, in_flight)
+        self.policy = Policy(policy, lag, unlock_after_steps, post_ahead, in_flight, old_weights=old_weights)
         check_arguments(stage, self.policy, n_microbatches, labels, transport, check_every_steps, timeout_s)
         super().__init__(
             stage, n_microbatches, loss_fn, args_chunk_spec, kwargs_chunk_spec, output_merge_spec, scale_grads

@@ -5,8 +5,9 @@
     stage 2        F0 B0 F1 B1 F2 B2 F3 B3 ...
 
 A backward that falls into a later step than its forward runs through the graph of its forward, with the weights of its
-forward (old_weights.py); its weight gradients join the update of the step in which it falls. Until the first gradient
-is back, upper stages have nothing to update: their parameters' .grad stays None.
+forward or, with old_weights "new", those of then (old_weights.py); its weight gradients join the update of the step in
+which it falls. Until the first gradient is back, upper stages have nothing to update: their parameters' .grad stays
+None.
 
 Under `corrected` a microbatch whose backward falls into a later step goes backward at once against the predicted
 gradient, too, and then against true - predicted. Both together are the true gradient; where the forward and the
@@ -28,10 +29,12 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from . import scale
 from .flow import Flow
 from .old_weights import OldWeights
+from .replicas import average_grads, averager, replica_groups
 
 _T = TypeVar("_T")
 
@@ -73,6 +76,8 @@ class LateFlow(Flow):
         self._weights: OldWeights | None = None
         # what completed backwards leave to the next update, one per parameter; () where there is nothing
         self._carried: Sequence[Tensor | None] = ()
+        # DDP's own reduction hangs on the parameters, where late backwards do not come
+        self._average = averager(replica_groups(module)) if isinstance(module, DistributedDataParallel) else None
 
     @property
     def late(self) -> bool:
@@ -83,7 +88,10 @@ class LateFlow(Flow):
         super().begin_step()
         if self._graphs:
             self._answered = self._graphs[0].microbatch
-        self._weights = OldWeights(self.module) if self.late else None
+        if not self.late:
+            self._weights = None
+        elif self._weights is None or not self._weights.current:
+            self._weights = OldWeights(self.module)
 
     def forward_weights(self) -> AbstractContextManager[None]:
         return super().forward_weights() if self._weights is None else self._weights.in_place()
@@ -145,17 +153,21 @@ class LateFlow(Flow):
             parameter.grad = grad
 
     def join(self, divide_by: int = 1) -> None:
+        """As Flow; where DDP is around the module, averages all that late backwards gave."""
+        is_late = self._weights is not None or any(carried is not None for carried in self._carried)
         for parameter, carried in zip(self.module.parameters(), self._carried, strict=False):
             if carried is not None:
                 carried.div_(divide_by)
                 parameter.grad = carried if parameter.grad is None else parameter.grad.add_(carried)
         self._carried = ()
+        if is_late and self._average is not None:
+            average_grads(self.module, self._average)
 
     def end_step(self) -> None:
         super().end_step()
-        if any(graph.weights is self._weights for graph in self._graphs) and self._weights is not None:
-            self._weights.part()
-        self._weights = None
+        kept = self._weights if self.policy.old_weights == "copies" else None
+        if kept is not None and any(graph.weights is kept for graph in self._graphs):
+            kept.part()
 
     def state_dict(self) -> dict[str, Any]:
         """As Flow, with what is carried. Completes the backwards under way, here too."""

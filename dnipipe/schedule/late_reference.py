@@ -1,8 +1,9 @@
 """The policies `stale` and `corrected` in one process: the oracle of late.py.
 
-Old weights are a deep copy of each stage per step, so nothing here shares memory with what the optimizer moves. Time
-goes by slots: in slot t microbatch t goes forward through all stages, and each stage goes backward with that of `delay`
-slots ago, from the last stage to the first.
+Old weights are a deep copy of each stage per step, so nothing here shares memory with what the optimizer moves; with
+old_weights "new" the parameters of that copy share theirs, and follow every update. Time goes by slots: in slot t
+microbatch t goes forward through all stages, and each stage goes backward with that of `delay` slots ago, from the last
+stage to the first.
 """
 
 from __future__ import annotations
@@ -38,7 +39,15 @@ class LateReference(Reference):
             self._held: list[list[_Held]] = [[] for _ in self.stages]
             self._carried: list[dict[str, Tensor]] = [{} for _ in self.stages]
         self._first = self.microbatch
-        self._old = [] if waits else [copy.deepcopy(stage) for stage in self.stages]
+        self._old = [] if waits else [self._kept(stage) for stage in self.stages]
+
+    def _kept(self, stage: nn.Module) -> nn.Module:
+        """What the backwards of this step go through."""
+        kept = copy.deepcopy(stage)
+        if self.policy.old_weights == "new":
+            for parameter, trained in zip(kept.parameters(), stage.parameters(), strict=True):
+                parameter.data = trained.data
+        return kept
 
     def _microbatch(self, x: Tensor, target: Tensor, label: Tensor | None, waits: bool) -> Tensor:
         if waits:

@@ -13,8 +13,13 @@ A copy holds p's gradient during a backward, so gradients add up in p.grad in th
 there is one gradient for each parameter, however many steps are kept. Frozen parameters are not copied: torch itself
 complains when one is changed under a graph.
 
-Price: one copy of the weights for each step whose graphs are alive, made once a step, after it. Made before the forward
-it would be one more copy during the step.
+Price: one copy of the weights for each update that falls between a forward and its backward, made after the step. Made
+before the forward it would be one more copy during the step. Where several steps are one update, the steps after the
+first go on with its q, whose values are still p's.
+
+Without part() old activations meet the new weights: q(t) shares the memory that the optimizer writes to. No price, but
+the gradient is that of no weights at all: of Linear's, the input gradient is of the new weights, the weight gradient of
+the old activations (PACI, arXiv 2606.07881).
 """
 
 from __future__ import annotations
@@ -37,7 +42,7 @@ class OldWeights:
 
     def __init__(self, module: nn.Module) -> None:
         copies: dict[nn.Parameter, nn.Parameter] = {}
-        self._places: list[tuple[nn.Module, str, nn.Parameter, nn.Parameter]] = []
+        self._module, self._places = module, list[tuple[nn.Module, str, nn.Parameter, nn.Parameter]]()
         for owner in module.modules():
             for name, parameter in owner.named_parameters(recurse=False, remove_duplicate=False):
                 if parameter.requires_grad:
@@ -47,6 +52,22 @@ class OldWeights:
                         copies[parameter] = nn.Parameter(parameter.data)
                     self._places.append((owner, name, parameter, copies[parameter]))
         self._copies = list(copies.items())
+        self._parted: list[tuple[int, ...]] | None = None  # what was written when the parameters got other memory
+
+    @property
+    def current(self) -> bool:
+        """Whether the parameters have these values still, so that the next step can go on with them.
+
+        After part() that is so until a weight or a gradient is written or dropped, as far as torch counts that. It
+        counts no weight that a fused optimizer moves: there zero_grad() tells.
+        """
+        trained = [parameter for parameter in self._module.parameters() if parameter.requires_grad]
+        if [id(parameter) for parameter in trained] != [id(parameter) for parameter, _ in self._copies]:
+            return False
+        if self._parted is None:
+            return all(parameter.data_ptr() == copy.data_ptr() for parameter, copy in self._copies)
+        has_gradient = any(parameter.grad is not None for parameter in trained)
+        return has_gradient and self._parted == [_writes(parameter) for parameter in trained]
 
     @contextmanager
     def in_place(self) -> Iterator[None]:
@@ -74,24 +95,53 @@ class OldWeights:
                 parameter.grad, copy.grad = copy.grad, None
 
     def part(self) -> None:
-        """The parameters get memory of their own, so that these weights stay when an optimizer steps in place."""
-        for parameter, _ in self._copies:
-            parameter.data = parameter.data.clone()
+        """The parameters get memory of their own, so that these weights stay when an optimizer steps in place.
+
+        Call it when the step's gradients are complete. Again, it does nothing.
+        """
+        if self._parted is None:
+            for parameter, _ in self._copies:
+                parameter.data = parameter.data.clone()
+        self._parted = [_writes(parameter) for parameter, _ in self._copies]
+
+
+def _writes(parameter: nn.Parameter) -> tuple[int, ...]:
+    """Another value after each write to a parameter or its gradient that torch counts."""
+    counts = (parameter.data_ptr(), parameter._version)
+    return counts if parameter.grad is None else (*counts, parameter.grad.data_ptr(), parameter.grad._version)
 
 
 def check_possible(module: nn.Module, policy: str) -> None:
-    """Raises: ValueError where something hangs on the parameters that would not see the copies' gradients."""
+    """Raises: ValueError where something hangs on the parameters that would not see the copies' gradients.
+
+    DDP around the whole module is well: its hooks have nothing to do, the flow itself averages.
+    """
     why = (
         f"policy {policy!r} runs microbatches with copies of the weights of their own step, so hooks on the parameters "
         f"themselves are never called"
     )
     cure = "use policy 'synthetic' or 'wait'"
     for part in module.modules():
-        if isinstance(part, DistributedDataParallel | FullyShardedDataParallel):
+        if isinstance(part, FullyShardedDataParallel):
             raise ValueError(f"{why}, and {type(part).__name__} reduces gradients in such hooks: {cure}")
+        if isinstance(part, DistributedDataParallel):
+            _check_ddp(part, part is module, why, cure)
     for name, parameter in module.named_parameters():
         if isinstance(parameter, DTensor):
             raise ValueError(f"{why}, and {name!r} is sharded (FSDP2), which reduces gradients in such hooks: {cure}")
         # private, but torch has no other way to ask
         if parameter._backward_hooks or getattr(parameter, "_post_accumulate_grad_hooks", None):
             raise ValueError(f"{why}, and {name!r} has one: remove it, or {cure}")
+
+
+def _check_ddp(ddp: DistributedDataParallel, is_whole: bool, why: str, cure: str) -> None:
+    if not is_whole:
+        raise ValueError(
+            f"{why}, and DistributedDataParallel around a part of the stage reduces gradients in such hooks: wrap the "
+            f"whole stage's module, or {cure}"
+        )
+    refused = {"static_graph=True": ddp.static_graph, "mixed_precision": ddp.mixed_precision is not None}
+    refused["a communication hook"] = bool(ddp._comm_hooks)
+    for option, is_set in refused.items():
+        if is_set:
+            raise ValueError(f"{why}, and DistributedDataParallel with {option} needs them: leave it out, or {cure}")

@@ -20,6 +20,7 @@ from ..plan.dni import in_flight_of_stale
 # gradient costs more than after 200 steps, when the steepest part of training is over and the predictor has learned.
 UNLOCK_AFTER_STEPS = {"wait": 0, "synthetic": 0, "stale": 0, "corrected": 0, "auto": 200}
 LATE = ("stale", "corrected")  # they hold graphs until the true gradient is here
+OLD_WEIGHTS = ("copies", "new")  # what a late backward sees
 DEFAULT_LAG = 2
 
 
@@ -35,6 +36,8 @@ class Policy:
           in_flight: microbatches that the first of S stages holds under stale and corrected, from S (None), which
           leaves no time for a transfer, to 2 S - 1, which leaves each hop of one a slot of its own, at up to twice the
           lateness. Stage i holds in_flight - i of them, and at most 2 (S - i) - 1.
+          old_weights: what a late backward sees under stale and corrected: "copies" of the weights of its forward, or
+          "new", the weights as they are by then (old_weights.py).
     Raises: ValueError for an unknown name or a value out of range.
     """
 
@@ -43,6 +46,7 @@ class Policy:
     unlock_after_steps: int | None = None
     post_ahead: bool | None = None
     in_flight: int | None = None
+    old_weights: str = "copies"
 
     def __post_init__(self) -> None:
         if self.name not in UNLOCK_AFTER_STEPS:
@@ -60,6 +64,8 @@ class Policy:
             raise ValueError(
                 f"in_flight is for the policies {' and '.join(LATE)}: with policy {self.name!r} leave it out"
             )
+        if self.old_weights not in OLD_WEIGHTS:
+            raise ValueError(f"unknown old_weights {self.old_weights!r}: choose one of {', '.join(OLD_WEIGHTS)}")
 
     @property
     def late(self) -> bool:

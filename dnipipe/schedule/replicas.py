@@ -1,17 +1,21 @@
 """Which ranks hold the same stage, so that their predictors learn the same.
 
 Data parallelism is the business of DDP or FSDP2, which wrap the stage's module; the predictors are outside that
-wrapper. Their gradients are averaged over the same ranks, once per step, as one flat tensor.
+wrapper. Their gradients are averaged over the same ranks, once per step, as one flat tensor. So are those of the module
+itself where late backwards go past the hooks of DDP, there as flat tensors of a bounded size.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
+import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
+
+BUCKET_BYTES = 25 * 2**20  # as DDP's: enough to fill a wire, little beside the weights
 
 
 def replica_groups(module: nn.Module) -> list[dist.ProcessGroup]:
@@ -43,3 +47,37 @@ def averager(groups: Sequence[dist.ProcessGroup]) -> Callable[[Tensor], None] | 
             flat.div_(dist.get_world_size(group))
 
     return average
+
+
+def average_grads(module: nn.Module, average: Callable[[Tensor], None]) -> None:
+    """Averages the gradients of a module's parameters. Every replica must call it.
+
+    What is already averaged stays as it is. Where a parameter has no gradient here it counts as 0 and gets the average;
+    where none has any, nothing is done: replicas agree on that, as they run the same steps.
+    """
+    parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    if all(parameter.grad is None for parameter in parameters):
+        return
+    for parameter in parameters:
+        if parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+    for grads in _buckets([parameter.grad for parameter in parameters if parameter.grad is not None]):
+        flat = torch.cat([grad.reshape(-1) for grad in grads])
+        average(flat)
+        for grad, averaged in zip(grads, flat.split([grad.numel() for grad in grads]), strict=True):
+            grad.copy_(averaged.view_as(grad))
+
+
+def _buckets(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
+    """In order, neighbours of one dtype together up to BUCKET_BYTES."""
+    bucket: list[Tensor] = []
+    room = 0
+    for tensor in tensors:
+        size = tensor.numel() * tensor.element_size()
+        if bucket and (size > room or tensor.dtype != bucket[0].dtype):
+            yield bucket
+            bucket = []
+        room = (room if bucket else BUCKET_BYTES) - size
+        bucket.append(tensor)
+    if bucket:
+        yield bucket

@@ -103,6 +103,7 @@ class Worker:
             policy=pipeline.policy,
             lag=pipeline.lag,
             in_flight=pipeline.in_flight,
+            old_weights=pipeline.old_weights,
             unlock_after_steps=None if unlock is None or pipeline.policy == "wait" else unlock * self._accumulate,
             transport=pipeline.transport,
             scale_grads=self._accumulate == 1,

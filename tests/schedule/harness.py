@@ -29,6 +29,7 @@ class Case:
     rows: int = 3
     optimizer: str = "optimizer"
     in_flight: int | None = None
+    old_weights: str = "copies"
     options: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -61,6 +62,7 @@ class Pipeline:
             lag=case.lag,
             unlock_after_steps=case.unlock_after_steps,
             in_flight=case.in_flight,
+            old_weights=case.old_weights,
             labels=case.labels,
             timeout_s=20.0,
             **case.options,
@@ -113,7 +115,9 @@ class Oracle:
 
     def __init__(self, world: int, case: Case, device: str = "cpu") -> None:
         self.case, self.device = case, torch.device(device)
-        policy = Policy(case.policy, case.lag, case.unlock_after_steps, in_flight=case.in_flight)
+        policy = Policy(
+            case.policy, case.lag, case.unlock_after_steps, in_flight=case.in_flight, old_weights=case.old_weights
+        )
         self.reference = models.oracle(case.kind, world, case.interface, case.conditional, case.m, policy)
         for module in (*self.reference.stages, *(each.interfaces for each in self.reference.learners if each)):
             module.to(self.device)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dnipipe.interface import Learner, TensorMeta, build_interface
+from dnipipe.optim import OptimizerName, StageOptimizer
 from dnipipe.schedule.late_reference import LateReference
 from dnipipe.schedule.policy import Policy
 from dnipipe.schedule.reference import Reference
@@ -43,7 +46,15 @@ class SequenceStage(nn.Module):
         return self.head(x) if self.head is not None else x
 
 
-KINDS = {"mlp": MLPStage, "sequence": SequenceStage}
+def _in_bfloat16(stage: int, num_stages: int) -> nn.Module:
+    return SequenceStage(stage, num_stages).to(torch.bfloat16)
+
+
+KINDS: dict[str, Callable[[int, int], nn.Module]] = {
+    "mlp": MLPStage,
+    "sequence": SequenceStage,
+    "bfloat16": _in_bfloat16,
+}
 
 
 def build(kind: str, num_stages: int) -> list[nn.Module]:
@@ -69,6 +80,35 @@ def optimizer(module: nn.Module) -> torch.optim.Optimizer:
 
 def adamw(module: nn.Module) -> torch.optim.Optimizer:
     return torch.optim.AdamW(module.parameters(), lr=0.01, fused=True)
+
+
+def adamw_foreach(module: nn.Module) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(module.parameters(), lr=0.01, foreach=True)
+
+
+class Counted:
+    """A StageOptimizer, called as torch's are. Where parameters are bfloat16, it moves float32 copies of them."""
+
+    def __init__(self, module: nn.Module, name: OptimizerName) -> None:
+        self.steps = 0
+        self.optimizer = StageOptimizer(
+            module, name=name, learning_rate=lambda step: 0.01 / (1 + step), weight_decay=0.1, head=module.head
+        )
+
+    def step(self) -> None:
+        self.optimizer.step(self.steps)
+        self.steps += 1
+
+    def zero_grad(self) -> None:
+        """step() has dropped them."""
+
+
+def stage_adamw(module: nn.Module) -> Counted:
+    return Counted(module, "AdamW")
+
+
+def muon(module: nn.Module) -> Counted:
+    return Counted(module, "Muon")
 
 
 def interface_optimizer(parameters: object) -> torch.optim.Optimizer:

@@ -65,6 +65,32 @@ def test_gpus_equal_the_oracle(world: int, transport: str) -> None:
         assert max(worst.values()) < 1e-4, worst
 
 
+def _late(rank: int, world: int, transport: str, device: str = "cuda") -> dict[str, float]:
+    """Fused AdamW moves weights on the GPU without telling torch; old weights must not be taken for current."""
+    torch.backends.cuda.matmul.allow_tf32 = False
+    worst = {}
+    for case in (
+        Case("sequence", "linear", 1, "stale", labels="none", optimizer="adamw"),
+        Case("mlp", "linear", 2, "stale", labels="none", optimizer="adamw", old_weights="new"),
+        Case("sequence", "local_head", 4, "corrected", unlock_after_steps=2),
+    ):
+        case = replace(case, options={"transport": transport})
+        pipeline, oracle = Pipeline(rank, world, case, device=device), Oracle(world, case, device=device)
+        for step in range(6):
+            pipeline.step(step, optimize=step % 2 == 1)
+            oracle.step(step, optimize=step % 2 == 1)
+        worst[str(case)] = relative_difference(pipeline, oracle)
+        pipeline.schedule.flush()
+    return worst
+
+
+@every_transport
+@pytest.mark.parametrize("world", [2, 4])
+def test_late_gradients_equal_the_oracles(world: int, transport: str) -> None:
+    for worst in run_ranks(world, _late, transport, timeout_s=200, backend="nccl"):
+        assert max(worst.values()) < 1e-4, worst
+
+
 def _synchronizing(rank: int, world: int, transport: str) -> float:
     """As benchmarks do: synchronize and barrier between steps, and leave without flush()."""
     pipeline = Pipeline(rank, world, Case(m=1, lag=3, options={"transport": transport}), device="cuda")

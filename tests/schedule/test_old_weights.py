@@ -8,10 +8,13 @@ from collections.abc import Callable
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import fp16_compress_hook
 from torch.distributed.fsdp import fully_shard
+from torch.nn.parallel import DistributedDataParallel as DDP
 from torch.utils.checkpoint import checkpoint
 
 from dnipipe.schedule.old_weights import OldWeights, check_possible
+from tests.ranks import run_ranks
 
 D = 8
 
@@ -124,6 +127,105 @@ def test_gradients_add_to_what_the_parameters_have() -> None:
     assert all(isinstance(each, nn.Parameter) for each in module.parameters())
 
 
+@pytest.mark.parametrize("layer", [*LAYERS, "dropout"])
+def test_recomputed_activations_give_the_same_late_gradient(layer: str) -> None:
+    """Only the input and the state of the random numbers are kept; the forward runs again with the old weights."""
+    make, make_input = LAYERS.get(layer, (lambda: nn.TransformerEncoderLayer(D, 2, 16, 0.5, batch_first=True), _floats))
+    torch.manual_seed(0)
+    module, x = make(), make_input()
+    found, output_grad = [], torch.randn_like(module(x))
+    for forward in (module, lambda x: checkpoint(module, x, use_reentrant=False)):
+        kept = copy.deepcopy(module)
+        torch.manual_seed(1)
+        weights = OldWeights(module)
+        with weights.in_place():
+            output = forward(x)
+        weights.part()
+        with torch.no_grad():
+            for parameter in module.parameters():
+                parameter.add_(torch.randn_like(parameter))
+        weights.backward([output], [output_grad])
+        found.append(_gradients(module, x))
+        module.load_state_dict(kept.state_dict())
+        module.zero_grad()
+        x.grad = None
+    for once, again in zip(*found, strict=True):
+        assert (once is None and again is None) or (once is not None and again is not None and torch.equal(once, again))
+
+
+def test_unparted_old_activations_meet_the_new_weights() -> None:
+    torch.manual_seed(0)
+    module, x, output_grad = nn.Linear(D, D), torch.randn(3, D, requires_grad=True), torch.randn(3, D)
+    optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
+    weights = OldWeights(module)
+    with weights.in_place():
+        output = module(x)
+    module.weight.grad = torch.randn_like(module.weight)
+    optimizer.step()
+    optimizer.zero_grad()
+    assert weights.current, "they follow the parameters"
+    weights.backward([output], [output_grad])
+    torch.testing.assert_close(x.grad, output_grad @ module.weight.detach())
+    torch.testing.assert_close(module.weight.grad, output_grad.T @ x.detach())
+
+
+def _parted() -> tuple[nn.Sequential, OldWeights]:
+    module = nn.Sequential(nn.Linear(D, D), nn.LayerNorm(D))
+    for parameter in module.parameters():
+        parameter.grad = torch.randn_like(parameter)
+    weights = OldWeights(module)
+    weights.part()
+    return module, weights
+
+
+@pytest.mark.parametrize("set_to_none", [True, False])
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_old_weights_are_current_until_an_update(optimizer: str, set_to_none: bool) -> None:
+    module, weights = _parted()
+    moves = OPTIMIZERS[optimizer](module)
+    assert weights.current
+    with weights.in_place():
+        module(torch.randn(2, D))
+    assert weights.current
+    moves.step()
+    moves.zero_grad(set_to_none=set_to_none)
+    assert not weights.current
+
+
+CHANGES: dict[str, Callable[[nn.Sequential], object]] = {
+    "a weight is written": lambda module: module.load_state_dict(module.state_dict()),
+    "a weight gets other memory": lambda module: setattr(module[0].weight, "data", module[0].weight.data.clone()),
+    "a parameter is frozen": lambda module: module[1].requires_grad_(False),
+    "a parameter is added": lambda module: module.append(nn.Linear(D, D)),
+    "gradients are clipped": lambda module: nn.utils.clip_grad_norm_(module.parameters(), 1e-3),
+    "a gradient is dropped": lambda module: setattr(module[1].bias, "grad", None),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_old_weights_are_not_current_after(change: str) -> None:
+    module, weights = _parted()
+    CHANGES[change](module)
+    assert not weights.current
+
+
+@pytest.mark.parametrize("change", ["a weight gets other memory", "a parameter is frozen", "a parameter is added"])
+def test_weights_that_share_memory_are_not_current_after(change: str) -> None:
+    module = nn.Sequential(nn.Linear(D, D), nn.LayerNorm(D))
+    weights = OldWeights(module)
+    assert weights.current
+    CHANGES[change](module)
+    assert not weights.current
+
+
+def test_without_any_gradient_nothing_tells_that_the_weights_stand() -> None:
+    module = nn.Linear(D, D)
+    weights = OldWeights(module)
+    assert weights.current, "the memory is one"
+    weights.part()
+    assert not weights.current
+
+
 def test_a_hook_on_a_parameter_is_refused() -> None:
     module = nn.Linear(D, D)
     check_possible(module, "stale")
@@ -132,19 +234,31 @@ def test_a_hook_on_a_parameter_is_refused() -> None:
         check_possible(module, "stale")
 
 
-def _wrapped(rank: int, world: int) -> list[str]:
-    said = []
-    for wrap in (nn.parallel.DistributedDataParallel, fully_shard):
-        try:
-            check_possible(wrap(nn.Linear(D, D)), "corrected")
-        except ValueError as error:
-            said.append(str(error))
-    return said
+REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
+    "FSDP2": (
+        lambda: fully_shard(nn.Linear(D, D)),
+        "'weight' is sharded .FSDP2., which reduces gradients in such hooks",
+    ),
+    "inside": (
+        lambda: nn.Sequential(DDP(nn.Linear(D, D))),
+        "around a part of the stage .* wrap the whole stage's module",
+    ),
+    "static graph": (lambda: DDP(nn.Linear(D, D), static_graph=True), "static_graph=True needs them: leave it out"),
+    "communication hook": (lambda: _compressing(DDP(nn.Linear(D, D))), "a communication hook needs them: leave it out"),
+}
 
 
-def test_data_parallel_wrappers_are_refused() -> None:
-    from tests.ranks import run_ranks
+def _compressing(ddp: DDP) -> nn.Module:
+    ddp.register_comm_hook(None, fp16_compress_hook)
+    return ddp
 
-    ddp, fsdp = run_ranks(2, _wrapped)[0]
-    assert "DistributedDataParallel reduces gradients in such hooks: use policy 'synthetic' or 'wait'" in ddp
-    assert "is sharded (FSDP2)" in fsdp
+
+def _wrapped(rank: int, world: int) -> None:
+    check_possible(DDP(nn.Linear(D, D)), "corrected")
+    for wrap, message in REFUSED.values():
+        with pytest.raises(ValueError, match=f"policy 'corrected' .*{message}.* use policy 'synthetic' or 'wait'"):
+            check_possible(wrap(), "corrected")
+
+
+def test_data_parallel_wrappers_are_taken_whole_or_refused() -> None:
+    run_ranks(2, _wrapped)

@@ -82,9 +82,10 @@ def test_two_passes_are_one_of_twice_the_microbatches(tmp_path: Path, one: Any) 
         assert val_bits == pytest.approx(one[1], rel=1e-5)
 
 
-def test_replicas_and_passes_go_together_under_synthetic_gradients_and_go_on_after_a_stop(tmp_path: Path) -> None:
-    whole = _config(tmp_path / "whole", policy="synthetic", num_replicas=2, accumulate=2)
-    halves = _config(tmp_path / "halves", policy="synthetic", num_replicas=2, accumulate=2)
+@pytest.mark.parametrize("policy", ["synthetic", "stale"])
+def test_replicas_and_passes_go_together_without_a_bubble_and_go_on_after_a_stop(tmp_path: Path, policy: str) -> None:
+    whole = _config(tmp_path / "whole", policy=policy, num_replicas=2, accumulate=2)
+    halves = _config(tmp_path / "halves", policy=policy, num_replicas=2, accumulate=2)
     first = replace(halves, run=replace(halves.run, steps=4))
     run_ranks(4, _train, [whole, first])
     run_ranks(4, _train, [halves])
