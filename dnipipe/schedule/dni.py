@@ -10,7 +10,6 @@ The class only translates between torch's stage and `Flow`, which holds the algo
 
 from __future__ import annotations
 
-import math
 import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -31,6 +30,7 @@ from .flow import Flow
 from .late import LateFlow
 from .policy import DEFAULT_LAG, Policy
 from .preparation import Batch, Preparation
+from .standing import NOT_STARTED
 from .watch import Watch
 
 
@@ -44,11 +44,14 @@ class ScheduleDNI(PipelineScheduleSingle):
         gradient; None chooses by the activation and the label.
       interface_optimizer: parameters -> Optimizer of the predictors; None: Adam, 1e-3.
       policy: "wait" (true gradients, as 1F1B), "synthetic", "stale" (the true gradient, when it is here), "corrected"
-        (synthetic at once, true - synthetic later), or "auto": wait for `unlock_after_steps` (200) step() calls, then
-        synthetic. stale and corrected keep old weights (late.py); DDP or FSDP around the stage is refused there,
-        because their hooks sit on the parameters, and graphs run through copies.
-      in_flight: microbatches that the first stage holds under stale and corrected; None: the number of stages
-        (Policy).
+        (synthetic at once, true - synthetic later), or "auto", which chooses by stages, microbatches and `optimizer`
+        (choose.py). Or one after the other: "wait:200,synthetic:800,stale" is wait for 200 step() calls, synthetic for
+        800 more, then stale. What is under way when one ends is completed: predictors learn from it, and what its
+        backwards give joins the next update. stale and corrected keep old weights (late.py), so they refuse DDP, FSDP
+        and hooks on parameters, which would not see the copies that graphs run through.
+      unlock_after_steps: step() calls under wait before a policy of one name; None: none, for auto what it chooses.
+      optimizer: of the weights, "AdamW" or "Muon", which auto goes by; None: another.
+      in_flight: microbatches that the first stage holds under stale and corrected; None: num_stages (Policy).
       lag: microbatches between an activation and the true gradient that trains its predictor; also how far a stage may
         lead the next one. At least 1.
       transport: what carries the exchanges: "group" (the process group: NCCL, gloo), "direct" (copies between GPUs of
@@ -86,6 +89,7 @@ class ScheduleDNI(PipelineScheduleSingle):
         transport: str = "auto",
         post_ahead: bool | None = None,
         in_flight: int | None = None,
+        optimizer: str | None = None,
         num_classes: int | None = None,
         labels: str = "auto",
         label_fn: Callable[..., Tensor] | None = None,
@@ -96,7 +100,7 @@ class ScheduleDNI(PipelineScheduleSingle):
         trace: Trace | None = None,
     ) -> None:
         self.policy = Policy(policy, lag, unlock_after_steps, post_ahead, in_flight)
-        check_arguments(stage, self.policy, n_microbatches, labels, transport, check_every_steps, timeout_s)
+        check_arguments(stage, self.policy, n_microbatches, labels, transport, check_every_steps, timeout_s, optimizer)
         super().__init__(
             stage, n_microbatches, loss_fn, args_chunk_spec, kwargs_chunk_spec, output_merge_spec, scale_grads
         )
@@ -115,6 +119,7 @@ class ScheduleDNI(PipelineScheduleSingle):
             fall_back=fall_back,
             data_parallel_groups=data_parallel_groups,
             transport=transport,
+            optimizer=optimizer,
             stage=stage,
         )
         groups = [stage.group, *self._preparation.replicas]
@@ -286,10 +291,7 @@ class ScheduleDNI(PipelineScheduleSingle):
 
         Reads from the device, so it waits for it. loss is nan until the first has arrived.
         """
-        if self._flow is not None:
-            return self._flow.metrics()
-        nothing = {"loss": math.nan, "loss_step": -1, "in_flight": 0, "wait_s": 0.0, "cosine": math.nan, "r2": math.nan}
-        return {"step": 0, "policy": "wait", **nothing}
+        return dict(NOT_STARTED) if self._flow is None else self._flow.metrics()
 
     def dump_state(self) -> str:
         """One line that says where this rank stands, for a log."""

@@ -19,6 +19,7 @@ from ..interface import TensorMeta, is_integer
 from ..observe.trace import Trace
 from . import assembly, torch_names
 from .agreement import Agreement
+from .arguments import why_no_graphs
 from .facts import Facts
 from .flow import Flow
 from .policy import Policy
@@ -57,12 +58,14 @@ class Preparation:
         fall_back: bool,
         data_parallel_groups: Sequence[dist.ProcessGroup] | None,
         transport: str,
+        optimizer: str | None,
         stage: Any,
     ) -> None:
         self.policy, self.given, self.interface_optimizer = policy, given, interface_optimizer
         self.num_classes, self.labels, self.label_fn = num_classes, labels, label_fn
         self.timeout_s, self.trace, self.stage = timeout_s, trace, stage
         self.check_every_steps, self.fall_back, self.transport = check_every_steps, fall_back, transport
+        self.optimizer = optimizer
         # Now, because torch 2.11's sweep leaves FSDP's parameters unsharded, as if there were no replicas.
         found = replica_groups(stage.submod) if data_parallel_groups is None else data_parallel_groups
         self.replicas = [group for group in found if dist.get_world_size(group) > 1]
@@ -87,7 +90,13 @@ class Preparation:
             self.reset_shapes(schedule, flow)
         if flow is None:
             flow = assembly.open_flow(
-                self.stage, len(batch.args), self.policy, self.timeout_s, self.trace, self.transport
+                self.stage,
+                len(batch.args),
+                self.policy,
+                self.timeout_s,
+                self.trace,
+                self.transport,
+                holds_graphs=True,
             )
             self._every_rank_has_target = assembly.all_ranks(batch.targets is not None, self.stage)
         if not torch_names.is_initialized(schedule, backward=training):
@@ -118,7 +127,7 @@ class Preparation:
             print(f"[dnipipe] {agreement.summary}", file=sys.stderr, flush=True)
         self.agreement = agreement
         self._every_rank_has_target = agreement.every_rank_has_target
-        flow.policy = self.policy if agreement.stays_at_wait is None else Policy("wait", self.policy.lag)
+        flow.policy = agreement.policy
         assembly.set_metas(flow, self.stage, agreement)
         if flow.learner is None and agreement.interfaces:
             flow.learner = assembly.build_learner(
@@ -142,6 +151,8 @@ class Preparation:
             num_classes=self.num_classes,
             check_every_steps=self.check_every_steps,
             fall_back=self.fall_back,
+            optimizer=self.optimizer,
+            no_graphs=why_no_graphs(self.stage.submod),
         )
 
     def _check_label_is_there(self, batch: Batch) -> None:
