@@ -9,6 +9,7 @@ import torch
 
 from dnipipe.interface import TensorMeta
 from dnipipe.schedule.agreement import GIVEN, Facts, agree
+from dnipipe.schedule.choose import choose_policy
 from dnipipe.schedule.policy import Policy
 from tests.schedule.facts import (
     FLOAT,
@@ -175,8 +176,8 @@ def test_a_stage_whose_outputs_need_no_gradient_has_no_interface() -> None:
         (
             Policy("auto"),
             "T",
-            "policy wait for 200 steps, then synthetic, lag 2; interfaces by stage: none (labels none). Chosen by auto: "
-            + choose_policy(1, 2, None)[1],
+            "policy wait for 200 steps, then synthetic, lag 2; interfaces by stage: none (labels none). Chosen by "
+            f"auto: {choose_policy(1, 2, None)[1]}",
         ),
         (
             Policy("wait:5,stale", in_flight=4),
