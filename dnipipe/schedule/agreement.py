@@ -59,7 +59,7 @@ def agree(facts: Sequence[Facts], stage: int) -> Agreement:
     if problem is not None and policy.needs_predictor:
         if asked.name != AUTO:
             raise ValueError(f"policy {policy.name!r} {problem}")
-        policy, why = asked.chosen("wait"), f"it {problem}"
+        policy, why = asked.chosen("wait"), f"it stays at policy wait, because it {problem}"
     names = [names for names in chosen if not isinstance(names, str)]
     last = stage == len(facts) - 1
     return Agreement(

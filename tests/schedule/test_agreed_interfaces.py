@@ -182,7 +182,7 @@ def test_a_stage_whose_outputs_need_no_gradient_has_no_interface() -> None:
         (
             Policy("wait:5,stale", in_flight=4),
             "TTT",
-            "policy wait for 5 steps, then stale, in flight by stage 4, 3, 1; interfaces by stage: none, none, none "
+            "policy wait for 5 steps, then stale, in flight by stage 4, 3, 1; interfaces by stage: none, none "
             "(labels none)",
         ),
     ],
@@ -195,6 +195,6 @@ def test_the_summary_says_what_will_happen(policy: Policy, told: str, summary: s
 def test_the_summary_says_why_auto_stays_at_wait_and_lists_several_interfaces() -> None:
     assert agree(stages("--T", hidden=(SEQUENCE,)), 1).summary == (
         "DNI over 3 stages, 2 microbatches: policy wait; interfaces by stage: none (labels none). Chosen by auto: it "
-        f"{_no_interface(0, SEQUENCE)}"
+        f"stays at policy wait, because it {_no_interface(0, SEQUENCE)}"
     )
     assert "interfaces by stage: local_head+conv, local_head (" in agree(_two_outputs(), 2).summary
