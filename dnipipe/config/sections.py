@@ -104,8 +104,9 @@ class PipelineConfig(Section):
     """What predicts it; auto chooses by the activation's layout: see dnipipe/interface/choose.py."""
     lag: int = 2
     """Micro-batches from an activation to the true gradient that travels beside it; at least 1."""
-    in_flight: int | None = None
-    """Micro-batches that the first of S stages holds under stale and corrected, from S to 2 S - 1; null: S."""
+    in_flight: int | list[int] | Literal["auto"] | None = None
+    """Micro-batches that stages hold under stale and corrected: of the first of S, from S to 2 S - 1, or of each but
+    the last, falling, stage i's from S - i to 2 (S - i) - 1. null: S - i. auto: by transfers measured at the start."""
     unlock_after_steps: int | None = None
     """Optimizer steps under `wait` before a policy of one name; at least 0, null for none, or for what auto chooses."""
     transport: Literal["auto", "group", "direct"] = "auto"

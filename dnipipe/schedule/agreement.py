@@ -134,8 +134,7 @@ def _summary(
     if any(phase.policy == "synthetic" for phase in policy.phases):
         when += f", lag {policy.lag}"
     if policy.late:
-        held = ", ".join(str(policy.delay(stage, num_stages) + 1) for stage in range(num_stages))
-        when += f", in flight by stage {held}"
+        when += f", in flight by stage {', '.join(map(str, policy.held(num_stages)))}"
     chosen = f". Chosen by auto: {why}" if why else ""
     plural = "es" if num_microbatches > 1 else ""
     conditioned = f"labels {labels}" + (f", {num_classes} classes" if num_classes else "")

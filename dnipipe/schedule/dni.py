@@ -51,7 +51,8 @@ class ScheduleDNI(PipelineScheduleSingle):
         and hooks on parameters, which would not see the copies that graphs run through.
       unlock_after_steps: step() calls under wait before a policy of one name; None: none, for auto what it chooses.
       optimizer: of the weights, "AdamW" or "Muon", which auto goes by; None: another.
-      in_flight: microbatches that the first stage holds under stale and corrected; None: num_stages (Policy).
+      in_flight: microbatches that each stage but the last holds under stale and corrected, or the first alone; "auto"
+        measures how many hide the transfers; None: the least, num_stages - i on stage i (Policy).
       lag: microbatches between an activation and the true gradient that trains its predictor; also how far a stage may
         lead the next one. At least 1.
       transport: what carries the exchanges: "group" (the process group: NCCL, gloo), "direct" (copies between GPUs of
@@ -88,7 +89,7 @@ class ScheduleDNI(PipelineScheduleSingle):
         unlock_after_steps: int | None = None,
         transport: str = "auto",
         post_ahead: bool | None = None,
-        in_flight: int | None = None,
+        in_flight: int | Sequence[int] | str | None = None,
         optimizer: str | None = None,
         num_classes: int | None = None,
         labels: str = "auto",

@@ -14,11 +14,11 @@ from timing.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
-from ..plan.dni import in_flight_of_stale
+from ..plan.in_flight import in_flight_by_stage
 from ..plan.phases import AUTO as AUTO
 from ..plan.phases import LATE as LATE
 from ..plan.phases import PREDICTING, Phase, parse_phases, text_of
@@ -37,9 +37,10 @@ class Policy:
           has several phases, they say it themselves.
           post_ahead: whether a stage posts the receive of the next step's first activation before that step; None: on
           a CPU only.
-          in_flight: microbatches that the first of S stages holds under stale and corrected, from S (None), which
-          leaves no time for a transfer, to 2 S - 1, which leaves each hop of one a slot of its own, at up to twice the
-          lateness. Stage i holds in_flight - i of them, and at most 2 (S - i) - 1.
+          in_flight: microbatches that each stage but the last holds under stale and corrected, stage i of S from
+          S - i (None), which leaves no time for a transfer, to 2 (S - i) - 1, which leaves each way of one a slot of
+          its own, at up to twice the lateness; or of the first stage alone (plan/in_flight.py). "auto": the fewest
+          that hide the transfers measured at the first step (plan/dial.py).
     Raises: ValueError for an unknown name, phases that make no sense, or a value out of range.
     """
 
@@ -47,9 +48,11 @@ class Policy:
     lag: int = DEFAULT_LAG
     unlock_after_steps: int | None = None
     post_ahead: bool | None = None
-    in_flight: int | None = None
+    in_flight: int | Sequence[int] | str | None = None
 
     def __post_init__(self) -> None:
+        if isinstance(self.in_flight, list):
+            object.__setattr__(self, "in_flight", tuple(self.in_flight))  # policies are compared by their hash
         phases, unlock = self.phases, self.unlock_after_steps
         if self.lag < 1:
             raise ValueError(
@@ -67,6 +70,12 @@ class Policy:
         if self.in_flight is not None and not self.late and self.name != AUTO:
             raise ValueError(
                 f"in_flight is for the policies {' and '.join(LATE)}: with policy {self.name!r} leave it out"
+            )
+        numbers = self.in_flight if isinstance(self.in_flight, tuple) else (self.in_flight,)
+        if self.in_flight not in (None, AUTO) and not all(type(each) is int for each in numbers):
+            raise ValueError(
+                f"in_flight must be a number of microbatches, one for each stage but the last, {AUTO!r} or None, got "
+                f"{self.in_flight!r}"
             )
 
     @cached_property
@@ -124,17 +133,17 @@ class Policy:
 
     def check(self, num_stages: int) -> None:
         """Raises: ValueError for an in_flight that `num_stages` stages cannot have."""
-        if self.in_flight is not None and not num_stages <= self.in_flight <= 2 * num_stages - 1:
-            raise ValueError(
-                f"in_flight must be from {num_stages} to {2 * num_stages - 1} microbatches for {num_stages} stages, "
-                f"got {self.in_flight}: with fewer every stage waits, and more hide nothing more"
-            )
+        self.held(num_stages)
+
+    def held(self, num_stages: int) -> tuple[int, ...]:
+        """Microbatches that each stage holds at most under stale and corrected; the least, before `auto` is chosen."""
+        in_flight = None if isinstance(self.in_flight, str) else self.in_flight
+        return in_flight_by_stage(num_stages, in_flight)
 
     def delay(self, stage: int, num_stages: int) -> int:
         """Microbatches that go forward on `stage` before the first goes backward, under stale and corrected; also the
         lag of the boundary below it."""
-        slack = 0 if self.in_flight is None else self.in_flight - num_stages
-        return in_flight_of_stale(stage, num_stages, slack) - 1
+        return self.held(num_stages)[stage] - 1
 
 
 def lag_of_wait(stage: int, num_stages: int) -> int:

@@ -29,6 +29,7 @@ def _plan(name: str, policy: Policy, num_stages: int, num_microbatches: int) -> 
     if name == "wait":
         return dni.wait(num_stages, num_microbatches)
     if name in LATE:
-        slack = 0 if policy.in_flight is None else max(policy.in_flight - num_stages, 0)
-        return dni.stale(num_stages, num_microbatches, slack=slack)
+        # before it is measured: the most, so that there is room
+        in_flight = 2 * num_stages - 1 if policy.in_flight == AUTO else policy.held(num_stages)[:-1]
+        return dni.stale(num_stages, num_microbatches, in_flight=in_flight)
     return dni.synthetic(num_stages, num_microbatches, lag=policy.lag)
