@@ -61,8 +61,8 @@ class Times:
     ) -> Times:
         """From numbers or their texts, taken as they are written: 0.1 is a tenth. Raises: ValueError."""
         given = (forward, backward, weight, transfer, interface)
-        exact = (_exact(each.name, value) for each, value in zip(fields(cls), given, strict=False))
-        return cls(*exact, tuple(_exact("transfers", each) for each in transfers))
+        f, b, w, c, p = (_exact(each.name, value) for each, value in zip(fields(cls)[:-1], given, strict=True))
+        return cls(f, b, w, c, p, tuple(_exact("transfers", each) for each in transfers))
 
     @property
     def compute(self) -> Fraction:

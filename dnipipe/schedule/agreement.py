@@ -134,7 +134,8 @@ def _summary(
     if any(phase.policy == "synthetic" for phase in policy.phases):
         when += f", lag {policy.lag}"
     if policy.late:
-        when += f", in flight by stage {', '.join(map(str, policy.held(num_stages)))}"
+        held = "as measured" if policy.in_flight == AUTO else ", ".join(map(str, policy.held(num_stages)))
+        when += f", in flight by stage {held}"
     chosen = f". Chosen by auto: {why}" if why else ""
     plural = "es" if num_microbatches > 1 else ""
     conditioned = f"labels {labels}" + (f", {num_classes} classes" if num_classes else "")

@@ -11,7 +11,6 @@ The class only translates between torch's stage and `Flow`, which holds the algo
 from __future__ import annotations
 
 import sys
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -26,9 +25,10 @@ from ..observe.trace import Trace
 from . import torch_names
 from .arguments import check_arguments
 from .assembly import InterfaceChoice, as_list
+from .evaluation import evaluate
 from .flow import Flow
 from .late import LateFlow
-from .policy import DEFAULT_LAG, Policy
+from .policy import AUTO, DEFAULT_LAG, Policy
 from .preparation import Batch, Preparation
 from .standing import NOT_STARTED
 from .watch import Watch
@@ -153,7 +153,7 @@ class ScheduleDNI(PipelineScheduleSingle):
                 self._restore()
                 self._train(flow, batch)
             else:
-                self._evaluate(flow, batch)
+                evaluate(self, flow, batch, self.trace)
             flow.confirm()
             torch_names.publish_losses(self, losses)
             if self._has_backward:
@@ -219,27 +219,6 @@ class ScheduleDNI(PipelineScheduleSingle):
         flow.give(grads)
         flow.settle()
 
-    def _evaluate(self, flow: Flow, batch: Batch) -> None:
-        """Forward only. Training exchanges under way are completed first; what they carry stays as it is."""
-        stage = self._stage
-        flow.drain()
-        sent: deque[Callable[[], None]] = deque()
-        for microbatch in range(self._n_microbatches):
-            received = None if stage.is_first else flow.pass_receive(torch_names.input_metas(stage))
-            args, kwargs = batch.args[microbatch], batch.kwargs[microbatch]
-            with self.trace.span("eval", microbatch=microbatch), torch.no_grad():
-                output, outputs = torch_names.forward(
-                    stage, microbatch, received, args, kwargs, save=batch.save_outputs
-                )
-                stage.fwd_cache.pop(microbatch)
-                if batch.targets is not None and stage.is_last and self._loss_fn is not None:
-                    torch_names.compute_loss(self, output, batch.targets, microbatch, batch.loss_kwargs)
-            sent.append(flow.pass_down(outputs))
-            if microbatch > 0:
-                sent.popleft()()  # so that no more than one microbatch waits to be fetched
-        for wait in sent:
-            wait()
-
     def flush(self) -> None:
         """Takes in all true gradients still on their way, and lets the predictors learn from them.
 
@@ -269,11 +248,14 @@ class ScheduleDNI(PipelineScheduleSingle):
         if self._flow is None or self._resume is not None:
             return self._resume or {}
         with self._watching_for_failure():
-            return {"flow": self._flow.state_dict(), "watch": self._watch.state_dict()}
+            chosen = self._preparation.in_flight_chosen
+            return {"flow": self._flow.state_dict(), "watch": self._watch.state_dict(), "in_flight": chosen}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Goes on where `state_dict` was called. Every rank must call it, before its next step()."""
         self._resume = state or None
+        if self.policy.in_flight == AUTO and state.get("in_flight"):
+            self._preparation.choose_in_flight(state["in_flight"], self._flow)
         if self._flow is not None and self._preparation.agreement is not None:
             self._restore()
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch.distributed as dist
@@ -22,9 +22,10 @@ from .agreement import Agreement
 from .arguments import why_no_graphs
 from .facts import Facts
 from .flow import Flow
-from .policy import Policy
+from .policy import AUTO, Policy
 from .replicas import replica_groups
 from .shapes import Shapes
+from .timing import measure_in_flight
 
 NO_LABEL = -100  # cross-entropy's ignore_index, which interfaces take for "no label"
 
@@ -102,7 +103,7 @@ class Preparation:
         if not torch_names.is_initialized(schedule, backward=training):
             torch_names.initialize_stage(schedule, args, kwargs, target, batch.loss_kwargs)
             if training:
-                self._agree_or_begin_anew(schedule, flow, self._facts(batch))
+                self._agree_or_begin_anew(schedule, flow, batch)
         self._shapes.remember(args, kwargs, target)
         return flow
 
@@ -113,26 +114,50 @@ class Preparation:
         torch_names.forget_shapes(schedule)
         self._shapes.forget()
 
-    def _agree_or_begin_anew(self, schedule: PipelineScheduleSingle, flow: Flow, facts: Facts) -> None:
+    def _agree_or_begin_anew(self, schedule: PipelineScheduleSingle, flow: Flow, batch: Batch) -> None:
         try:
-            self._agree(flow, facts)
+            self._agree(flow, batch)
         except ValueError:  # raised on every rank alike: a corrected step() shall find nothing half done
             torch_names.forget_shapes(schedule)
             self._shapes.forget()
             raise
 
-    def _agree(self, flow: Flow, facts: Facts) -> None:
-        agreement = assembly.agree_over(facts, self.stage)
-        if self.agreement is None and self.stage.is_first:
-            print(f"[dnipipe] {agreement.summary}", file=sys.stderr, flush=True)
+    def _agree(self, flow: Flow, batch: Batch) -> None:
+        agreement = assembly.agree_over(self._facts(batch), self.stage)
+        if self.agreement is None:
+            self._say(agreement.summary)
         self.agreement = agreement
         self._every_rank_has_target = agreement.every_rank_has_target
         flow.policy = agreement.policy
         assembly.set_metas(flow, self.stage, agreement)
+        if agreement.policy.in_flight == AUTO:
+            self.choose_in_flight(self._measured_in_flight(flow, batch), flow)
         if flow.learner is None and agreement.interfaces:
             flow.learner = assembly.build_learner(
                 self.stage, agreement, self.given, self.interface_optimizer, self.replicas
             )
+
+    def _measured_in_flight(self, flow: Flow, batch: Batch) -> tuple[int, ...]:
+        needs_grad = self.agreed.needs_grad
+        held, why = measure_in_flight(self.stage, flow, needs_grad, batch.args[0], batch.kwargs[0], self.replicas)
+        self._say(why)
+        return held
+
+    def choose_in_flight(self, in_flight: Sequence[int], flow: Flow | None) -> None:
+        """What in_flight="auto" comes to, from now on. Every rank must call it at the same step."""
+        self.policy = replace(self.policy, in_flight=tuple(in_flight))
+        if flow is not None:
+            flow.policy = replace(flow.policy, in_flight=tuple(in_flight))
+
+    @property
+    def in_flight_chosen(self) -> list[int]:
+        """As choose_in_flight() was told; empty: nothing is chosen."""
+        chosen = self.policy.in_flight
+        return list(chosen) if isinstance(chosen, tuple) else []
+
+    def _say(self, text: str) -> None:
+        if self.stage.is_first:
+            print(f"[dnipipe] {text}", file=sys.stderr, flush=True)
 
     def _facts(self, batch: Batch) -> Facts:
         label = self._own_label(batch, 0)
