@@ -135,23 +135,22 @@ def test_the_choice_goes_by_the_slowest_stage_and_is_kept_by_a_run_that_goes_on(
 
 
 def _replicas(rank: int, world: int) -> Any:
-    mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("copies", "stages"))
+    mesh = init_device_mesh("cpu", (2, 3), mesh_dim_names=("copies", "stages"))
     stage, copies = mesh["stages"].get_local_rank(), mesh["copies"].get_group()
-    _as_if(10.0, (0.0, 8.0)[mesh["copies"].get_local_rank()])
-    dist.barrier()
+    _as_if(10.0, *((0.0, 0.0), (8.0, 8.0))[mesh["copies"].get_local_rank()])
     flow = _Flow(stage)
     schedule = _Stage(stage, mesh["stages"].get_group())
     return timing.measure_in_flight(schedule, flow, (True,), (), {}, [copies])[0]
 
 
 class _Boundary:
-    def __init__(self, stage: int) -> None:
-        self.stage, self.peer_stage = stage, 1 - stage
+    def __init__(self, stage: int, peer_stage: int) -> None:
+        self.stage, self.peer_stage = stage, peer_stage
 
 
 class _Side:
-    def __init__(self, stage: int) -> None:
-        self.boundary = _Boundary(stage)
+    def __init__(self, stage: int, peer_stage: int) -> None:
+        self.boundary = _Boundary(stage, peer_stage)
 
 
 class _Flow:
@@ -160,11 +159,12 @@ class _Flow:
     device = torch.device("cpu")
 
     def __init__(self, stage: int) -> None:
-        self.up, self.down = (_Side(stage), None) if stage else (None, _Side(stage))
+        self.up = _Side(stage, stage - 1) if stage > 0 else None
+        self.down = _Side(stage, stage + 1) if stage < 2 else None
 
 
 class _Stage:
-    num_stages = 2
+    num_stages = 3
 
     def __init__(self, stage: int, group: dist.ProcessGroup) -> None:
         self.stage_index, self.group, self.is_first = stage, group, stage == 0
@@ -172,8 +172,8 @@ class _Stage:
 
 
 def test_copies_of_a_pipeline_hold_alike_what_the_slowest_needs() -> None:
-    assert choose_in_flight(10.0, [0.0]).in_flight != choose_in_flight(10.0, [8.0]).in_flight
-    assert run_ranks(4, _replicas) == [choose_in_flight(10.0, [8.0]).in_flight] * 4
+    most = choose_in_flight(10.0, [8.0, 8.0]).in_flight
+    assert choose_in_flight(10.0, [0.0, 0.0]).in_flight != most and run_ranks(6, _replicas) == [most] * 6
 
 
 @pytest.mark.parametrize("in_flight", ["many", True, [2.0], (3, None), 2.5])
