@@ -106,8 +106,6 @@ def test_an_unknown_schedule_is_refused_with_the_nearest_that_exists(tmp_path):
         _load(tmp_path, "", "pipeline.schedule=dni")
     with pytest.raises(ValueError, match=r"run.compare_with\[1\] = '1F2B'; did you mean 1F1B?"):
         _load(tmp_path, "", "run.compare_with=[GPipe, 1F2B]")
-    with pytest.raises(ValueError, match="pipeline.policy = 'x'; there are auto, wait, synthetic"):
-        _load(tmp_path, "", "pipeline.policy=x")
 
 
 @pytest.mark.parametrize(
@@ -233,9 +231,18 @@ def test_explain_tells_type_default_and_meaning_of_what_begins_so():
         explain("optik")
 
 
-def test_the_policies_that_may_be_set_are_those_that_the_engine_has():
-    policies = get_args(get_type_hints(PipelineConfig)["policy"])
-    assert [Policy(name).name for name in policies] == list(policies)
+def test_a_policy_may_be_phases_and_is_refused_as_the_engine_refuses_it(tmp_path):
+    text = "wait:200,synthetic:800,stale"
+    assert _load(tmp_path, f"pipeline: {{policy: '{text}'}}").pipeline.policy == text
+    assert _load(tmp_path, "", f"pipeline.policy={text}").pipeline.policy == text
+    for wrong in ("x", "wait:0,stale", "wait,stale", "stale:5", "auto,wait"):
+        with pytest.raises(ValueError) as refusal:
+            _load(tmp_path, "", f"pipeline.policy={wrong}")
+        with pytest.raises(ValueError) as of_engine:
+            Policy(wrong)
+        assert str(refusal.value) == f"pipeline.policy = {wrong!r}: {of_engine.value}"
+    with pytest.raises(ValueError, match="pipeline.unlock_after_steps = 5: it must be null beside several phases"):
+        _load(tmp_path, "", "pipeline.unlock_after_steps=5", f"pipeline.policy={text}")
 
 
 def test_the_interfaces_that_may_be_set_are_those_that_can_be_built():

@@ -7,8 +7,8 @@
 4  recovery generate report
 3  deepspeed checkpoint
 2  schedule
-1  recurrent graph observe
-0  interface boundary plan partition config data optim
+1  recurrent graph observe config
+0  interface boundary plan partition data optim
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 
 FLOORS = (
-    ("interface", "boundary", "plan", "partition", "config", "data", "optim"),
-    ("recurrent", "graph", "observe"),
+    ("interface", "boundary", "plan", "partition", "data", "optim"),
+    ("recurrent", "graph", "observe", "config"),
     ("schedule",),
     ("deepspeed", "checkpoint"),
     ("recovery", "generate", "report"),

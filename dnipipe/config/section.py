@@ -45,8 +45,7 @@ def _typed(full_name: str, value: Any, hint: Any) -> Any:
             return value
         raise ValueError(f"{full_name} = {value!r}; {nearest(str(value), arguments, arguments)}")
     if origin is UnionType:
-        inner = next(argument for argument in arguments if argument is not NoneType)
-        return None if value is None else _typed(full_name, value, inner)
+        return _one_of(full_name, value, [argument for argument in arguments if argument is not NoneType])
     if origin is list and isinstance(value, list):
         return [_typed(f"{full_name}[{index}]", item, arguments[0]) for index, item in enumerate(value)]
     if hint is float:
@@ -54,6 +53,18 @@ def _typed(full_name: str, value: Any, hint: Any) -> Any:
     if isinstance(value, bool) is not (hint is bool) or not isinstance(value, origin or hint):
         raise ValueError(f"{full_name} = {value!r}: it must be a {(origin or hint).__name__}")
     return value
+
+
+def _one_of(full_name: str, value: Any, hints: list[Any]) -> Any:
+    """The first of several types that the value has. All of them may be null."""
+    if value is None:
+        return None
+    for hint in hints[:-1]:
+        try:
+            return _typed(full_name, value, hint)
+        except ValueError:
+            continue
+    return _typed(full_name, value, hints[-1])
 
 
 def _number(full_name: str, value: Any) -> float:

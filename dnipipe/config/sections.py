@@ -7,6 +7,7 @@ from typing import Any, ClassVar, Literal, TypeAlias
 
 import yaml
 
+from ..plan.phases import AUTO, parse_phases
 from .section import Section
 
 ScheduleName: TypeAlias = Literal["DNI", "1F1B", "GPipe"]
@@ -96,18 +97,20 @@ class PipelineConfig(Section):
     max_stage_gb: float | None = None
     """Weights, gradients, optimizer and activations that a stage may have, in GB; above 0. null: what its GPU has for
     it, and no limit on a CPU."""
-    policy: Literal["auto", "wait", "synthetic", "stale", "corrected"] = "auto"
-    """Which gradient a stage uses: see dnipipe/schedule/policy.py."""
+    policy: str = "auto"
+    """Which gradient a stage uses: auto, wait, synthetic, stale or corrected, or one after the other, each but the last
+    with its optimizer steps, as in wait:200,synthetic:800,stale. See dnipipe/schedule/policy.py."""
     interface: Literal["auto", "linear", "mlp", "conv", "local_head", "transformer"] = "auto"
     """What predicts it; auto chooses by the activation's layout: see dnipipe/interface/choose.py."""
     lag: int = 2
     """Micro-batches from an activation to the true gradient that travels beside it; at least 1."""
-    in_flight: int | None = None
-    """Micro-batches that the first of S stages holds under stale and corrected, from S to 2 S - 1; null: S."""
+    in_flight: int | list[int] | Literal["auto"] | None = None
+    """Micro-batches that stages hold under stale and corrected: of the first of S, from S to 2 S - 1, or of each but
+    the last, falling, stage i's from S - i to 2 (S - i) - 1. null: S - i. auto: by transfers measured at the start."""
     old_weights: Literal["copies", "new"] = "copies"
     """What a late backward sees under stale and corrected: copies of the weights of its forward, or the new ones."""
     unlock_after_steps: int | None = None
-    """Steps under `wait` before the policy begins; at least 0, null for the policy's own number."""
+    """Optimizer steps under `wait` before a policy of one name; at least 0, null for none, or for what auto chooses."""
     transport: Literal["auto", "group", "direct"] = "auto"
     """What carries DNI's exchanges: NCCL or gloo, or direct copies between GPUs of one host; auto takes these where all
     stages share one GPU."""
@@ -119,6 +122,12 @@ class PipelineConfig(Section):
         self._require("max_stage_gb", self.max_stage_gb is None or self.max_stage_gb > 0, "above 0, or null")
         unlock = self.unlock_after_steps
         self._require("unlock_after_steps", unlock is None or unlock >= 0, "at least 0, or null")
+        self._require("unlock_after_steps", unlock is None or "," not in self.policy, "null beside several phases")
+        if self.policy != AUTO:
+            try:
+                parse_phases(self.policy)
+            except ValueError as error:
+                raise ValueError(f"pipeline.policy = {self.policy!r}: {error}") from None
 
 
 @dataclass(frozen=True, kw_only=True)

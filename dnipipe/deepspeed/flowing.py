@@ -19,7 +19,6 @@ from ..observe.trace import Trace
 from ..schedule import assembly
 from ..schedule.agreement import Agreement
 from ..schedule.facts import Facts
-from ..schedule.policy import Policy
 from ..schedule.preparation import NO_LABEL
 from ..schedule.watch import Watch
 from .block import Block
@@ -75,7 +74,7 @@ class Flowing:
         if stage.is_first and not self._announced and dist.get_rank() == 0:
             print(f"[dnipipe] {agreement.summary}", file=sys.stderr, flush=True)
         self.agreement, self._announced = agreement, True
-        flow.policy = self.policy if agreement.stays_at_wait is None else Policy("wait", self.policy.lag)
+        flow.policy = agreement.policy
         assembly.set_metas(flow, stage, agreement)
         if flow.learner is None and agreement.interfaces:
             flow.learner = assembly.build_learner(
@@ -102,6 +101,7 @@ class Flowing:
             num_classes=self.block.num_classes,
             check_every_steps=self.block.check_every_steps,
             fall_back=self.block.fall_back,
+            no_graphs="DeepSpeed's optimizers write weights in place",
         )
 
     def label(self, batch: Any) -> Tensor | None:

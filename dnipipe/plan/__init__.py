@@ -3,9 +3,11 @@
 action.py                    what a schedule is
 gpipe.py one_f_one_b.py
 zb_h1.py dni.py              one schedule each: a pure function that returns data
+phases.py                    which of a run's steps go by which policy
 traffic.py                   what crosses the boundaries, and who waits for it
 check.py simulate.py         whether it is right, and how long it takes
 memory.py draw.py panels.py  what it holds, how it looks
+in_flight.py dial.py         how many microbatches a stage holds, and how many are worth it
 theory.py compare.py         formulas for a step; all schedules side by side, and more stages than were simulated
 """
 

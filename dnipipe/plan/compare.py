@@ -8,11 +8,10 @@ from dataclasses import dataclass, replace
 from . import dni, gpipe, one_f_one_b, zb_h1
 from .action import Schedule
 from .memory import peak_in_flight
-from .simulate import Run, Times, simulate
+from .simulate import Run, Times, simulate, simulate_steady
 from .theory import stale_step_ms, synthetic_step_ms
 
 STALE_TIGHT = f"{dni.STALE}, tight"
-MAX_DOUBLINGS = 6
 
 ASSUMPTIONS = (
     "Every stage takes the same F, B, W and C as given: a larger cluster runs a deeper model, layers per stage alike.",
@@ -51,24 +50,14 @@ def running_on(num_stages: int, num_microbatches: int, lag: int) -> list[Callabl
     return [
         lambda num_steps: dni.synthetic(num_stages, num_microbatches, lag=lag, num_steps=num_steps),
         lambda num_steps: replace(dni.stale(num_stages, num_microbatches, num_steps=num_steps), name=STALE_TIGHT),
-        lambda num_steps: dni.stale(num_stages, num_microbatches, slack=num_stages, num_steps=num_steps),
+        lambda num_steps: dni.stale(num_stages, num_microbatches, in_flight=2 * num_stages - 1, num_steps=num_steps),
     ]
 
 
 def compare(num_stages: int, num_microbatches: int, times: Times, *, lag: int = dni.DEFAULT_LAG) -> list[Run]:
     """Simulates every schedule."""
     runs = [simulate(schedule, times) for schedule in flushing(num_stages, num_microbatches)]
-    return runs + [_steady(build, times) for build in running_on(num_stages, num_microbatches, lag)]
-
-
-def _steady(build: Callable[[int | None], Schedule], times: Times) -> Run:
-    """Simulates for as long as it takes: of two circles of waits that are nearly as long the longer shows late."""
-    run = simulate(build(None), times)
-    for _ in range(MAX_DOUBLINGS):
-        if run.is_steady:
-            break
-        run = simulate(build(2 * run.schedule.num_steps), times)
-    return run
+    return runs + [simulate_steady(build, times) for build in running_on(num_stages, num_microbatches, lag)]
 
 
 def row_of(run: Run) -> Row:
@@ -83,11 +72,11 @@ def scale(num_stages: int, num_microbatches: int, times: Times, *, lag: int = dn
     """The rows of compare() for many stages, under ASSUMPTIONS; agrees with it where both can be had."""
     rows = [row_of(simulate(schedule, times)) for schedule in flushing(num_stages, num_microbatches)]
     work_ms = num_microbatches * times.compute
-    slack_of = {STALE_TIGHT: 0, dni.STALE: num_stages}
+    in_flight_of = {STALE_TIGHT: num_stages, dni.STALE: 2 * num_stages - 1}
     steps = {dni.SYNTHETIC: (synthetic_step_ms(num_stages, num_microbatches, times, lag=lag), 1)}
-    for name, slack in slack_of.items():
-        step_ms = stale_step_ms(num_stages, num_microbatches, times, slack=slack)
-        steps[name] = (step_ms, dni.in_flight_of_stale(0, num_stages, slack))
+    for name, in_flight in in_flight_of.items():
+        step_ms = stale_step_ms(num_stages, num_microbatches, times, in_flight=in_flight)
+        steps[name] = (step_ms, in_flight)
     for name, (step_ms, peak) in steps.items():
         bubble = float(1 - work_ms / step_ms)
         rows.append(Row(name, num_stages, num_microbatches, bubble, peak, float(step_ms)))

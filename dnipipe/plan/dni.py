@@ -17,6 +17,7 @@ from dataclasses import replace
 
 from . import one_f_one_b
 from .action import Schedule, one_forward_one_backward, require_positive
+from .in_flight import InFlight, in_flight_by_stage
 
 WAIT, SYNTHETIC, STALE = "DNI wait", "DNI synthetic", "DNI stale"
 DEFAULT_LAG = 2
@@ -44,33 +45,29 @@ def synthetic(
     return Schedule(SYNTHETIC, num_microbatches, stages, num_steps, lags=(lag,) * (num_stages - 1), synthetic=True)
 
 
-def stale(num_stages: int, num_microbatches: int, *, slack: int = 0, num_steps: int | None = None) -> Schedule:
+def stale(
+    num_stages: int,
+    num_microbatches: int,
+    *,
+    in_flight: InFlight = None,
+    paired: bool = False,
+    num_steps: int | None = None,
+) -> Schedule:
     """The bubble-free order of the policies `stale` and `corrected`.
 
-    Its transfers are counted one by one, not as exchanges: an exchange on both ways of which a stage waits would need
-    a third microbatch in flight per stage to be hidden.
-
     Args:
-        slack: microbatches in flight beyond num_stages - stage, which leaves no time for a transfer. Used as far as
-            2 (num_stages - stage) - 1, where each hop of a transfer has a slot of its own; at least 0.
+        in_flight: microbatches that each stage holds, or the first, as in_flight_by_stage() takes them.
+        paired: whether activations and gradients travel in exchanges, as the engine's do: on both ways of one a stage
+            waits, which would need a third microbatch in flight per boundary to be hidden. Else one by one.
         num_steps: None: as many as it takes to see the steady state.
     """
     require_positive(num_stages=num_stages, num_microbatches=num_microbatches)
-    if slack < 0:
-        raise ValueError(f"slack must be at least 0 microbatches, got {slack}: with fewer in flight every stage waits")
+    held = in_flight_by_stage(num_stages, in_flight)
     num_steps = steps_to_steady(num_stages, num_microbatches, num_stages) if num_steps is None else num_steps
     total = num_microbatches * num_steps
-    stages = tuple(
-        one_forward_one_backward(stage, in_flight_of_stale(stage, num_stages, slack) - 1, total)
-        for stage in range(num_stages)
-    )
-    return Schedule(STALE, num_microbatches, stages, num_steps)
-
-
-def in_flight_of_stale(stage: int, num_stages: int, slack: int) -> int:
-    """Microbatches that stage `stage` holds at most under stale()."""
-    below = num_stages - 1 - stage
-    return below + 1 + min(slack, below)
+    stages = tuple(one_forward_one_backward(stage, each - 1, total) for stage, each in enumerate(held))
+    lags = tuple(each - 1 for each in held[:-1]) if paired else ()
+    return Schedule(STALE, num_microbatches, stages, num_steps, lags=lags)
 
 
 def steps_to_steady(num_stages: int, num_microbatches: int, lag: int) -> int:

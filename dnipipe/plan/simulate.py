@@ -14,7 +14,7 @@ optimizer and loss cost nothing. Times are counted in whole ticks, so results ar
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from fractions import Fraction
 from functools import cached_property
@@ -23,6 +23,8 @@ from math import lcm
 from .action import Action, Op, Schedule, ScheduleError
 from .traffic import Message, awaited
 
+MAX_DOUBLINGS = 6
+
 
 @dataclass(frozen=True)
 class Times:
@@ -30,7 +32,7 @@ class Times:
 
     Fields: forward F, backward B (gradient of the input), weight W (gradient of the weights), transfer C (one message
             between neighbours), interface P (predicting a gradient and learning from the true one). A backward that is
-            not split takes B + W.
+            not split takes B + W. transfers: C of each boundary, in place of transfer; (): all alike.
     """
 
     forward: Fraction
@@ -38,21 +40,29 @@ class Times:
     weight: Fraction
     transfer: Fraction
     interface: Fraction = Fraction(0)
+    transfers: tuple[Fraction, ...] = ()
 
     def __post_init__(self) -> None:
-        for each in fields(self):
-            if getattr(self, each.name) < 0:
-                raise ValueError(f"{each.name} must be at least 0 ms, got {float(getattr(self, each.name)):g}")
+        for name, time in self._named():
+            if time < 0:
+                raise ValueError(f"{name} must be at least 0 ms, got {float(time):g}")
         if self.compute == 0:
             raise ValueError("forward, backward and weight are all 0 ms: at least one must take time")
 
     @classmethod
     def ms(
-        cls, forward: object, backward: object, weight: object, transfer: object = 0, interface: object = 0
+        cls,
+        forward: object,
+        backward: object,
+        weight: object,
+        transfer: object = 0,
+        interface: object = 0,
+        transfers: Sequence[object] = (),
     ) -> Times:
         """From numbers or their texts, taken as they are written: 0.1 is a tenth. Raises: ValueError."""
         given = (forward, backward, weight, transfer, interface)
-        return cls(*(_exact(each.name, value) for each, value in zip(fields(cls), given, strict=True)))
+        f, b, w, c, p = (_exact(each.name, value) for each, value in zip(fields(cls)[:-1], given, strict=True))
+        return cls(f, b, w, c, p, tuple(_exact("transfers", each) for each in transfers))
 
     @property
     def compute(self) -> Fraction:
@@ -62,7 +72,17 @@ class Times:
     @property
     def tick_ms(self) -> Fraction:
         """The longest time of which all of them are whole multiples."""
-        return Fraction(1, lcm(*(getattr(self, each.name).denominator for each in fields(self))))
+        return Fraction(1, lcm(*(time.denominator for _, time in self._named())))
+
+    def _named(self) -> Iterator[tuple[str, Fraction]]:
+        """Each time with its name."""
+        for each in fields(self):
+            value = getattr(self, each.name)
+            yield from ((each.name, time) for time in (value if isinstance(value, tuple) else (value,)))
+
+    def transfer_over(self, boundary: int) -> Fraction:
+        """C between the stages `boundary` and `boundary` + 1."""
+        return self.transfers[boundary] if self.transfers else self.transfer
 
     def predicting(self, schedule: Schedule, stage: int) -> Fraction:
         """What a stage adds to each backward: P where it predicts the gradient, as the last stage never does."""
@@ -160,15 +180,29 @@ def simulate(schedule: Schedule, times: Times) -> Run:
     return Run(schedule, times, tuple(map(tuple, clock.starts)), tuple(map(tuple, clock.ends)))
 
 
+def simulate_steady(build: Callable[[int | None], Schedule], times: Times) -> Run:
+    """Simulates for as long as it takes: of two circles of waits that are nearly as long the longer shows late.
+
+    build: makes the schedule for a number of steps; None: its own.
+    """
+    run = simulate(build(None), times)
+    for _ in range(MAX_DOUBLINGS):
+        if run.is_steady:
+            break
+        run = simulate(build(2 * run.schedule.num_steps), times)
+    return run
+
+
 class _Clock:
     """How far each stage is, in ticks."""
 
     def __init__(self, schedule: Schedule, times: Times) -> None:
         self.schedule, stages = schedule, range(schedule.num_stages)
         backward = times.backward if schedule.splits_backward else times.backward + times.weight
-        self._forward, self._backward, self._weight, self._transfer = (
-            int(time / times.tick_ms) for time in (times.forward, backward, times.weight, times.transfer)
+        self._forward, self._backward, self._weight = (
+            int(time / times.tick_ms) for time in (times.forward, backward, times.weight)
         )
+        self._transfers = [int(times.transfer_over(each) / times.tick_ms) for each in stages[:-1]]
         self._predicting = [int(times.predicting(schedule, stage) / times.tick_ms) for stage in stages]
         self._free = [0 for _ in stages]
         self.starts: list[list[int]] = [[] for _ in stages]
@@ -209,7 +243,7 @@ class _Clock:
         boundary, activation, gradient = message
         down = 0 if activation is None else self._forward_ends[boundary].get(activation)
         up = 0 if gradient is None else self._backward_ends[boundary + 1].get(gradient)
-        return None if down is None or up is None else max(down, up) + self._transfer
+        return None if down is None or up is None else max(down, up) + self._transfers[boundary]
 
     def require_finished(self) -> None:
         stuck = []

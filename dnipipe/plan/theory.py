@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from fractions import Fraction
 
-from .dni import in_flight_of_stale
+from .in_flight import InFlight, in_flight_by_stage
 from .simulate import Times
 
 
@@ -33,16 +33,11 @@ def synthetic_step_ms(num_stages: int, num_microbatches: int, times: Times, *, l
     return num_microbatches * max(times.compute + times.interface, times.forward + times.transfer, round_trip)
 
 
-def stale_step_ms(num_stages: int, num_microbatches: int, times: Times, *, slack: int) -> Fraction:
+def stale_step_ms(num_stages: int, num_microbatches: int, times: Times, *, in_flight: InFlight) -> Fraction:
     """Of dni.stale(), steady."""
-    longest = times.compute
+    longest, held = times.compute, in_flight_by_stage(num_stages, in_flight)
     for stage in range(num_stages):
         for hops in range(1, num_stages - stage):
-            passing = _passing(stage, hops, num_stages, slack)
+            passing = held[stage] - held[stage + hops] + 1
             longest = max(longest, ((hops + 1) * times.compute + 2 * hops * times.transfer) / passing)
     return num_microbatches * longest
-
-
-def _passing(stage: int, hops: int, num_stages: int, slack: int) -> int:
-    first, last = (in_flight_of_stale(at, num_stages, slack) for at in (stage, stage + hops))
-    return first - last + 1

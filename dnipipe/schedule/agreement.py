@@ -11,7 +11,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..interface import TensorMeta, check_interface, choose_interface
+from .choose import WITHOUT_GRAPHS, choose_policy
 from .facts import GIVEN, Facts, agree_on_labels, agree_on_num_classes, check_equal
+from .policy import AUTO, Policy
 
 
 @dataclass(frozen=True)
@@ -19,11 +21,12 @@ class Agreement:
     """labels: local | relay | none. needs_grad: per output of this stage. interfaces: their names, () on the last
     stage.
 
-    stays_at_wait: why no synthetic gradient is possible; None where it is. every_rank_has_target: a changed target
-    shape is seen by all.
+    policy: as asked for, or what `auto` has come to. stays_at_wait: why no synthetic gradient is possible; None where
+    it is. every_rank_has_target: a changed target shape is seen by all.
     """
 
     num_stages: int
+    policy: Policy
     labels: str
     label: TensorMeta | None
     num_classes: int
@@ -41,23 +44,27 @@ class Agreement:
 
 def agree(facts: Sequence[Facts], stage: int) -> Agreement:
     """The conclusions for `stage` from the facts of all stages in order. Raises: ValueError naming ranks and values."""
-    for name in ("num_microbatches", "policy", "labels", "check_every_steps", "fall_back"):
+    for name in ("num_microbatches", "policy", "labels", "check_every_steps", "fall_back", "optimizer"):
         check_equal({fact.rank: getattr(fact, name) for fact in facts}, name)
-    if facts[0].policy.predicts:
+    asked = facts[0].policy
+    policy, why = _choose(facts) if asked.name == AUTO else (asked, "")
+    if policy.predicts:
         labels, label = agree_on_labels(facts)
     else:
         labels, label = "none", None
     num_classes, told = agree_on_num_classes(facts, label)
-    policy = facts[0].policy
     cuts = range(len(facts) - 1)
     chosen = [_interfaces(facts, upper, label, num_classes) if policy.predicts else () for upper in cuts]
     problem = next((names for names in chosen if isinstance(names, str)), None)
-    if problem is not None and policy.name in ("synthetic", "corrected"):
-        raise ValueError(f"policy {policy.name!r} {problem}")
+    if problem is not None and policy.needs_predictor:
+        if asked.name != AUTO:
+            raise ValueError(f"policy {policy.name!r} {problem}")
+        policy, why = asked.chosen("wait"), f"it stays at policy wait, because it {problem}"
     names = [names for names in chosen if not isinstance(names, str)]
     last = stage == len(facts) - 1
     return Agreement(
         num_stages=len(facts),
+        policy=policy,
         labels=labels,
         label=label,
         num_classes=num_classes,
@@ -66,8 +73,18 @@ def agree(facts: Sequence[Facts], stage: int) -> Agreement:
         interfaces=() if last or problem is not None else names[stage],
         stays_at_wait=problem,
         every_rank_has_target=all(fact.has_target for fact in facts),
-        summary=_summary(facts, labels, num_classes, names, problem),
+        summary=_summary(facts, policy, why, labels, num_classes, names),
     )
+
+
+def _choose(facts: Sequence[Facts]) -> tuple[Policy, str]:
+    """What `auto` comes to, and why."""
+    asked, num_stages = facts[0].policy, len(facts)
+    name, why = choose_policy(num_stages, facts[0].num_microbatches, facts[0].optimizer)
+    unable = next((fact for fact in facts if fact.no_graphs is not None), None)
+    if asked.chosen(name).late and unable is not None:
+        name, why = WITHOUT_GRAPHS, f"{name} is not possible, stage {unable.stage} holds no graphs: {unable.no_graphs}"
+    return asked.chosen(name), why
 
 
 def _interfaces(
@@ -109,22 +126,21 @@ def _check_asked(stage: int, asked: Sequence[str], needing: Sequence[TensorMeta]
 
 
 def _summary(
-    facts: Sequence[Facts], labels: str, num_classes: int, names: list[tuple[str, ...]], problem: str | None
+    facts: Sequence[Facts], policy: Policy, why: str, labels: str, num_classes: int, names: list[tuple[str, ...]]
 ) -> str:
-    policy = facts[0].policy
-    num_microbatches = facts[0].num_microbatches
-    pipeline = f"DNI over {len(facts)} stages, {num_microbatches} microbatch{'es' if num_microbatches > 1 else ''}"
-    if problem is not None and policy.unlock_step is not None:
-        return f"{pipeline}: stays at policy wait, because auto {problem}"
-    interfaces = ", ".join("+".join(each) or "none" for each in names)
+    num_stages, num_microbatches = len(facts), facts[0].num_microbatches
+    phases = [phase.policy + (f" for {phase.num_steps} steps" if phase.num_steps else "") for phase in policy.phases]
+    when = "policy " + ", then ".join(phases)
+    if any(phase.policy == "synthetic" for phase in policy.phases):
+        when += f", lag {policy.lag}"
+    if policy.late:
+        held = "as measured" if policy.in_flight == AUTO else ", ".join(map(str, policy.held(num_stages)))
+        when += f", in flight by stage {held}"
+    chosen = f". Chosen by auto: {why}" if why else ""
+    plural = "es" if num_microbatches > 1 else ""
     conditioned = f"labels {labels}" + (f", {num_classes} classes" if num_classes else "")
-    if policy.unlock_step is None:
-        when = "true gradients only (policy wait)"
-    elif policy.late:
-        first = f"true gradients in time for {policy.unlock_step} steps, then " if policy.unlock_step else ""
-        when = f"{first}policy {policy.name}, up to {policy.delay(0, len(facts)) + 1} microbatches in flight"
-    elif policy.unlock_step:
-        when = f"true gradients for {policy.unlock_step} steps, then synthetic, lag {policy.lag}"
-    else:
-        when = f"synthetic gradients from the first step, lag {policy.lag}"
-    return f"{pipeline}: {when}; interfaces by stage: {interfaces or 'none'} ({conditioned})"
+    interfaces = ", ".join("+".join(each) or "none" for each in names) or "none"
+    return (
+        f"DNI over {num_stages} stages, {num_microbatches} microbatch{plural}: {when}; "
+        f"interfaces by stage: {interfaces} ({conditioned}){chosen}"
+    )

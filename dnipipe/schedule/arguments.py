@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from torch import nn
+
 from ..boundary import TRANSPORTS
+from .choose import check_optimizer
 from .old_weights import check_possible
 from .policy import Policy
 
@@ -19,6 +22,7 @@ def check_arguments(
     transport: str,
     check_every_steps: int,
     timeout_s: float,
+    optimizer: str | None,
 ) -> None:
     if stage.num_stages != stage.group_size:
         raise ValueError(
@@ -35,6 +39,16 @@ def check_arguments(
         raise ValueError(f"check_every_steps must be at least 0 steps (0: never), got {check_every_steps}")
     if timeout_s <= 0:
         raise ValueError(f"timeout_s must be more than 0 seconds, got {timeout_s}")
+    check_optimizer(optimizer)
     policy.check(stage.num_stages)
     if policy.late:
         check_possible(stage.submod, policy.name)
+
+
+def why_no_graphs(module: nn.Module) -> str | None:
+    """Why a stage cannot hold graphs, as `stale` and `corrected` do; None: it can."""
+    try:
+        check_possible(module, "stale")
+    except ValueError as error:
+        return str(error)
+    return None

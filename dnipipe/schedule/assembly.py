@@ -53,11 +53,12 @@ def open_flow(
     trace: Trace,
     transport: str = "auto",
     announces: bool = False,
+    holds_graphs: bool = False,
 ) -> Flow:
     """The flow of a stage with its two boundaries. Every rank of the pipeline must call it at the same time.
 
     Args: announces: whether shapes may differ from one microbatch to the next; needs policy.post_ahead False, and a
-          transport other than "direct".
+          transport other than "direct". holds_graphs: whether the engine can leave graphs to the flow (LateFlow.hold).
     """
     here, device = stage.stage_index, torch.device(stage.device)
     of_group = dist.get_process_group_ranks(stage.group or dist.group.WORLD)
@@ -67,7 +68,7 @@ def open_flow(
     carrier = torch.device("cpu") if direct else device
     above, below = boundary_groups(ranks, here, stage.group, timeout_s, carrier)
     # far more than can ever be under way: `lag` of training, twice, as each side learns late what the other fetched
-    depth = 2 * max(policy.lag, policy.lag_below(0, stage.num_stages), stage.num_stages) + 8
+    depth = 2 * max(policy.lag, 2 * stage.num_stages) + 8
 
     def names(there: int) -> dict[str, Any]:
         return {
@@ -100,7 +101,7 @@ def open_flow(
         "device": device,
         "trace": trace,
     }
-    return LateFlow(module=stage.submod, **parts) if policy.late else Flow(**parts)
+    return LateFlow(module=stage.submod, **parts) if holds_graphs else Flow(**parts)
 
 
 def agree_over(facts: Facts, stage: Any) -> Agreement:

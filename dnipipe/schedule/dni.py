@@ -10,9 +10,7 @@ The class only translates between torch's stage and `Flow`, which holds the algo
 
 from __future__ import annotations
 
-import math
 import sys
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -27,10 +25,12 @@ from ..observe.trace import Trace
 from . import torch_names
 from .arguments import check_arguments
 from .assembly import InterfaceChoice, as_list
+from .evaluation import evaluate
 from .flow import Flow
 from .late import LateFlow
-from .policy import DEFAULT_LAG, Policy
+from .policy import AUTO, DEFAULT_LAG, Policy
 from .preparation import Batch, Preparation
+from .standing import NOT_STARTED
 from .watch import Watch
 
 
@@ -44,12 +44,16 @@ class ScheduleDNI(PipelineScheduleSingle):
         gradient; None chooses by the activation and the label.
       interface_optimizer: parameters -> Optimizer of the predictors; None: Adam, 1e-3.
       policy: "wait" (true gradients, as 1F1B), "synthetic", "stale" (the true gradient, when it is here), "corrected"
-        (synthetic at once, true - synthetic later), or "auto": wait for `unlock_after_steps` (200) step() calls, then
-        synthetic. stale and corrected hold graphs that run through copies of the weights (late.py); FSDP around the
-        stage is refused there, because its hooks sit on the parameters.
+        (synthetic at once, true - synthetic later), or "auto", which chooses by stages, microbatches and `optimizer`
+        (choose.py). Or one after the other: "wait:200,synthetic:800,stale" is wait for 200 step() calls, synthetic for
+        800 more, then stale. What is under way when one ends is completed: predictors learn from it, and what its
+        backwards give joins the next update. stale and corrected hold graphs that run
+        through copies of the weights (late.py), so they refuse FSDP and hooks on parameters, which would not see these.
+      unlock_after_steps: step() calls under wait before a policy of one name; None: none, for auto what it chooses.
+      optimizer: of the weights, "AdamW" or "Muon", which auto goes by; None: another.
+      in_flight: microbatches that each stage but the last holds under stale and corrected, or the first alone; "auto"
+        measures how many hide the transfers; None: the least, num_stages - i on stage i (Policy).
       old_weights: what a late backward sees: "copies" of the weights of its forward, or "new", those of then (Policy).
-      in_flight: microbatches that the first stage holds under stale and corrected; None: the number of stages
-        (Policy).
       lag: microbatches between an activation and the true gradient that trains its predictor; also how far a stage may
         lead the next one. At least 1.
       transport: what carries the exchanges: "group" (the process group: NCCL, gloo), "direct" (copies between GPUs of
@@ -86,8 +90,9 @@ class ScheduleDNI(PipelineScheduleSingle):
         unlock_after_steps: int | None = None,
         transport: str = "auto",
         post_ahead: bool | None = None,
-        in_flight: int | None = None,
+        in_flight: int | Sequence[int] | str | None = None,
         old_weights: str = "copies",
+        optimizer: str | None = None,
         num_classes: int | None = None,
         labels: str = "auto",
         label_fn: Callable[..., Tensor] | None = None,
@@ -98,7 +103,7 @@ class ScheduleDNI(PipelineScheduleSingle):
         trace: Trace | None = None,
     ) -> None:
         self.policy = Policy(policy, lag, unlock_after_steps, post_ahead, in_flight, old_weights=old_weights)
-        check_arguments(stage, self.policy, n_microbatches, labels, transport, check_every_steps, timeout_s)
+        check_arguments(stage, self.policy, n_microbatches, labels, transport, check_every_steps, timeout_s, optimizer)
         super().__init__(
             stage, n_microbatches, loss_fn, args_chunk_spec, kwargs_chunk_spec, output_merge_spec, scale_grads
         )
@@ -117,6 +122,7 @@ class ScheduleDNI(PipelineScheduleSingle):
             fall_back=fall_back,
             data_parallel_groups=data_parallel_groups,
             transport=transport,
+            optimizer=optimizer,
             stage=stage,
         )
         groups = [stage.group, *self._preparation.replicas]
@@ -149,7 +155,7 @@ class ScheduleDNI(PipelineScheduleSingle):
                 self._restore()
                 self._train(flow, batch)
             else:
-                self._evaluate(flow, batch)
+                evaluate(self, flow, batch, self.trace)
             flow.confirm()
             torch_names.publish_losses(self, losses)
             if self._has_backward:
@@ -215,27 +221,6 @@ class ScheduleDNI(PipelineScheduleSingle):
         flow.give(grads)
         flow.settle()
 
-    def _evaluate(self, flow: Flow, batch: Batch) -> None:
-        """Forward only. Training exchanges under way are completed first; what they carry stays as it is."""
-        stage = self._stage
-        flow.drain()
-        sent: deque[Callable[[], None]] = deque()
-        for microbatch in range(self._n_microbatches):
-            received = None if stage.is_first else flow.pass_receive(torch_names.input_metas(stage))
-            args, kwargs = batch.args[microbatch], batch.kwargs[microbatch]
-            with self.trace.span("eval", microbatch=microbatch), torch.no_grad():
-                output, outputs = torch_names.forward(
-                    stage, microbatch, received, args, kwargs, save=batch.save_outputs
-                )
-                stage.fwd_cache.pop(microbatch)
-                if batch.targets is not None and stage.is_last and self._loss_fn is not None:
-                    torch_names.compute_loss(self, output, batch.targets, microbatch, batch.loss_kwargs)
-            sent.append(flow.pass_down(outputs))
-            if microbatch > 0:
-                sent.popleft()()  # so that no more than one microbatch waits to be fetched
-        for wait in sent:
-            wait()
-
     def flush(self) -> None:
         """Takes in all true gradients still on their way, and lets the predictors learn from them.
 
@@ -265,11 +250,14 @@ class ScheduleDNI(PipelineScheduleSingle):
         if self._flow is None or self._resume is not None:
             return self._resume or {}
         with self._watching_for_failure():
-            return {"flow": self._flow.state_dict(), "watch": self._watch.state_dict()}
+            chosen = self._preparation.in_flight_chosen
+            return {"flow": self._flow.state_dict(), "watch": self._watch.state_dict(), "in_flight": chosen}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Goes on where `state_dict` was called. Every rank must call it, before its next step()."""
         self._resume = state or None
+        if self.policy.in_flight == AUTO and state.get("in_flight"):
+            self._preparation.choose_in_flight(state["in_flight"], self._flow)
         if self._flow is not None and self._preparation.agreement is not None:
             self._restore()
 
@@ -288,10 +276,7 @@ class ScheduleDNI(PipelineScheduleSingle):
 
         Reads from the device, so it waits for it. loss is nan until the first has arrived.
         """
-        if self._flow is not None:
-            return self._flow.metrics()
-        nothing = {"loss": math.nan, "loss_step": -1, "in_flight": 0, "wait_s": 0.0, "cosine": math.nan, "r2": math.nan}
-        return {"step": 0, "policy": "wait", **nothing}
+        return dict(NOT_STARTED) if self._flow is None else self._flow.metrics()
 
     def dump_state(self) -> str:
         """One line that says where this rank stands, for a log."""

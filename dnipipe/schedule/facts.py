@@ -15,7 +15,12 @@ GIVEN = "given: "  # prefix of the name of an interface that is an object of the
 
 @dataclass(frozen=True)
 class Facts:
-    """What one stage knows. label: of one microbatch, where this rank has one. interfaces: asked for, () = choose."""
+    """What one stage knows.
+
+    label: of one microbatch, where this rank has one. interfaces: asked for, () = choose.
+
+    optimizer: of the stage's weights, as choose.py knows it. no_graphs: why it cannot hold graphs; None: it can.
+    """
 
     rank: int
     stage: int
@@ -31,6 +36,8 @@ class Facts:
     num_classes: int | None
     check_every_steps: int
     fall_back: bool
+    optimizer: str | None = None
+    no_graphs: str | None = None
 
     @property
     def label_fits(self) -> bool:

@@ -24,7 +24,7 @@ from . import scale, standing
 from .announce import Metas
 from .ledger import Downward, Rules, Upward, empty, own
 from .pending import Pending
-from .policy import Policy, lag_of_wait
+from .policy import LATE, Policy, lag_of_wait
 
 
 class Flow:
@@ -55,16 +55,21 @@ class Flow:
         self.grad_scale: Callable[[], float] | None = None
         self.step = self.microbatch = 0
         self.fell_back = False
-        self._waiting: bool | None = None  # the phase the boundaries are set for
+        self._phase: str | None = None  # the policy that the boundaries are set for; None: for none yet
         self._entry: Pending | None = None
         self._forwarded = self._answered = 0
         self._loss_sum: Tensor | None = None
         self._loss_news = torch.full((2,), float("nan"), dtype=torch.float64, device=device)
 
     @property
+    def phase(self) -> str:
+        """The policy of the current step: wait, synthetic, stale or corrected."""
+        return "wait" if self.fell_back else self.policy.at(self.step)
+
+    @property
     def waits(self) -> bool:
-        """Whether the current step uses true gradients only."""
-        return self.fell_back or self.policy.waits(self.step)
+        """Whether the current step uses true gradients in time only."""
+        return self.phase == "wait"
 
     @property
     def delay(self) -> int:
@@ -77,27 +82,27 @@ class Flow:
         return self._loss_news if self.down is None else self.down.news[1:3]
 
     def begin_step(self) -> None:
-        if self._waiting is not self.waits:
-            self._change_phase()
+        if self._phase != self.phase:
+            self.flush()  # a phase begins with nothing under way
+            self._begin_phase(self.phase)
         if self.up is not None:
             self.up.open(self.microbatch + self.num_microbatches)
         self._forwarded = self._answered = self.microbatch
         self._loss_sum = None
 
-    def _change_phase(self) -> None:
-        if self.waits:
-            self.flush()
-        else:
-            self.drain()
-        self._waiting = self.waits
+    def _begin_phase(self, phase: str | None) -> None:
+        """Sets the boundaries, on which nothing is under way, for a policy."""
+        self._phase = phase
         for side, upper in ((self.up, self.stage - 1), (self.down, self.stage)):
-            if side is not None:
-                side.restart(self.microbatch, self._rules(upper, side.boundary.occupies_gpu))
+            if side is not None and phase is not None:
+                side.restart(self.microbatch, self._rules(phase, upper, side.boundary.occupies_gpu))
 
-    def _rules(self, upper: int, occupies_gpu: bool) -> Rules:
-        if self.waits:
+    def _rules(self, phase: str, upper: int, occupies_gpu: bool) -> Rules:
+        if phase == "wait":
             return Rules.choose(lag_of_wait(upper, self.num_stages), closes=True, occupies_gpu=occupies_gpu)
-        lag, behind = self.policy.lag_below(upper, self.num_stages), self.policy.delay(upper + 1, self.num_stages)
+        lag, behind = self.policy.lag, 0
+        if phase in LATE:
+            lag, behind = (self.policy.delay(stage, self.num_stages) for stage in (upper, upper + 1))
         ahead = self.policy.post_ahead
         return Rules.choose(lag, closes=False, occupies_gpu=occupies_gpu, ahead=ahead, behind=behind)
 
@@ -188,7 +193,7 @@ class Flow:
             self._learn(self._arrive())
 
     def _learn(self, entry: Pending) -> None:
-        if self.learner is not None:
+        if self.learner is not None and (self.waits or self.policy.learns(self.step)):
             with self._span("learn", entry.microbatch):
                 scale.learn(self.learner, entry, self.grad_scale)
 
@@ -265,6 +270,7 @@ class Flow:
             "microbatch": self.microbatch,
             "num_microbatches": self.num_microbatches,
             "fell_back": self.fell_back,
+            "phase": self._phase,
             "news": self.news.clone(),
             "pending": [entry.state_dict() for entry in pending],
             "learner": self.learner.state_dict() if self.learner is not None else None,
@@ -279,7 +285,7 @@ class Flow:
             )
         self.flush()
         self.step, self.microbatch, self.fell_back = state["step"], state["microbatch"], state["fell_back"]
-        self._waiting = None
+        self._begin_phase(state.get("phase", "synthetic"))
         if self.down is None:
             self._loss_news = state["news"].to(self.device)
             return

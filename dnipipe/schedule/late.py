@@ -34,6 +34,7 @@ from torch.nn.parallel import DistributedDataParallel
 from . import scale
 from .flow import Flow
 from .old_weights import OldWeights
+from .policy import LATE
 from .replicas import average_grads, averager, replica_groups
 
 _T = TypeVar("_T")
@@ -82,7 +83,7 @@ class LateFlow(Flow):
     @property
     def late(self) -> bool:
         """Whether this stage holds graphs in the current step. The last stage has its loss at once."""
-        return self.policy.late and not self.waits and self.down is not None
+        return self.phase in LATE and self.down is not None
 
     def begin_step(self) -> None:
         super().begin_step()
@@ -107,7 +108,7 @@ class LateFlow(Flow):
         self._graphs.append(graph)
         delay = self.policy.delay(self.stage, self.num_stages)
         is_late = graph.microbatch + delay >= self.microbatch + self.num_microbatches
-        if self.policy.name == "corrected" and is_late and newest.activations:
+        if self.phase == "corrected" and is_late and newest.activations:
             assert self.learner is not None, "the stages agreed on interfaces"
             with self._span("predict", graph.microbatch):
                 graph.predicted = scale.predict(self.learner, newest, self.grad_scale)
@@ -131,6 +132,9 @@ class LateFlow(Flow):
 
     def flush(self) -> None:
         """As Flow, and completes the backwards under way: what they give is carried to the next update."""
+        if self._phase not in LATE:
+            super().flush()
+            return
         self.drain()
         if self.down is not None:
             self.down.collect()
@@ -171,12 +175,12 @@ class LateFlow(Flow):
 
     def state_dict(self) -> dict[str, Any]:
         """As Flow, with what is carried. Completes the backwards under way, here too."""
-        self.flush()
+        if self._phase in LATE:
+            self.flush()
         carried = [None if grad is None else grad.clone() for grad in self._carried]
         return {**super().state_dict(), "carried": carried}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         super().load_state_dict(state)
-        super().flush()  # what another policy had in flight has no graphs: predictors learn from it now
         carried: list[Tensor | None] = state.get("carried", [])
         self._carried = [None if grad is None else grad.to(self.device, copy=True) for grad in carried]

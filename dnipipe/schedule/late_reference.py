@@ -11,10 +11,12 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from .policy import LATE
 from .reference import Reference
 
 
@@ -32,14 +34,18 @@ class _Held:
 
 
 class LateReference(Reference):
-    """As Reference, for a policy that holds graphs."""
+    """As Reference, for any policy."""
 
-    def _begin_step(self, waits: bool) -> None:
-        if not hasattr(self, "_held"):
-            self._held: list[list[_Held]] = [[] for _ in self.stages]
-            self._carried: list[dict[str, Tensor]] = [{} for _ in self.stages]
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._held: list[list[_Held]] = [[] for _ in self.stages]
+        self._carried: list[dict[str, Tensor]] = [{} for _ in self.stages]
+        self._old: list[nn.Module] = []
+        self._first = 0
+
+    def _begin_step(self) -> None:
         self._first = self.microbatch
-        self._old = [] if waits else [self._kept(stage) for stage in self.stages]
+        self._old = [self._kept(stage) for stage in self.stages] if self.phase in LATE else []
 
     def _kept(self, stage: nn.Module) -> nn.Module:
         """What the backwards of this step go through."""
@@ -49,9 +55,9 @@ class LateReference(Reference):
                 parameter.data = trained.data
         return kept
 
-    def _microbatch(self, x: Tensor, target: Tensor, label: Tensor | None, waits: bool) -> Tensor:
-        if waits:
-            return super()._microbatch(x, target, label, waits)
+    def _microbatch(self, x: Tensor, target: Tensor, label: Tensor | None) -> Tensor:
+        if self.phase not in LATE:
+            return super()._microbatch(x, target, label)
         trained, self.stages = self.stages, self._old
         inputs, outputs = self._forward(x)
         self.stages = trained
@@ -65,7 +71,7 @@ class LateReference(Reference):
         for index in reversed(range(len(self.stages))):
             delay = self.policy.delay(index, len(self.stages))
             newest = self._held[index][-1]
-            if self.policy.name == "corrected" and newest.microbatch - self._first + delay >= self.num_microbatches:
+            if self.phase == "corrected" and newest.microbatch - self._first + delay >= self.num_microbatches:
                 newest.predicted = self._learner(index).predict([each.detach() for each in newest.outputs], label)
                 self._backward(index, newest, newest.predicted, self._grads(index))
             if self._held[index][0].microbatch == self.microbatch - delay:
@@ -89,7 +95,7 @@ class LateReference(Reference):
         if index < len(self.stages) - 1:
             self.true_grads[index].append((held.microbatch, tuple(held.true)))
             learner = self.learners[index]
-            if learner is not None:
+            if learner is not None and self._learns:
                 learner.learn([each.detach() for each in held.outputs], held.label, held.true)
 
     def _backward(self, index: int, held: _Held, grads: Sequence[Tensor], sums: dict[str, Tensor]) -> None:
@@ -103,10 +109,9 @@ class LateReference(Reference):
                     parameter.grad = sums[name]
 
     def complete(self) -> None:
-        if hasattr(self, "_held"):
-            for index in reversed(range(len(self.stages))):
-                while self._held[index]:
-                    self._answer(index, self._carried[index])
+        for index in reversed(range(len(self.stages))):
+            while self._held[index]:
+                self._answer(index, self._carried[index])
         super().complete()
 
     def _join(self, divide_by: int) -> None:

@@ -5,21 +5,24 @@
     stale       it goes on forward, and goes backward when the true one is here, if need be some optimizer steps later
     corrected   as stale; what would be late for its own step uses the predicted one at once, and when the true one is
                 here, true - predicted goes backward too
-    auto        wait for the first `unlock_after_steps` step() calls, then the best that is known (today: synthetic)
+    auto        the phases that are best as far as is known (choose.py)
 
-What is late follows from (num_stages, num_microbatches, in_flight or lag) alone, never from timing.
+A run may go by one after the other: wait:200,synthetic:800,stale is `wait` for 200 step() calls, `synthetic` for 800
+more, and `stale` from then on. What is late follows from (num_stages, num_microbatches, in_flight or lag) alone, never
+from timing.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
 
-from ..plan.dni import in_flight_of_stale
+from ..plan.in_flight import in_flight_by_stage
+from ..plan.phases import AUTO as AUTO
+from ..plan.phases import LATE as LATE
+from ..plan.phases import PREDICTING, Phase, parse_phases, text_of
 
-# The number of step() calls under `wait` before a policy unlocks by itself. Measured: from a cold start a synthetic
-# gradient costs more than after 200 steps, when the steepest part of training is over and the predictor has learned.
-UNLOCK_AFTER_STEPS = {"wait": 0, "synthetic": 0, "stale": 0, "corrected": 0, "auto": 200}
-LATE = ("stale", "corrected")  # they hold graphs until the true gradient is here
 OLD_WEIGHTS = ("copies", "new")  # what a late backward sees
 DEFAULT_LAG = 2
 
@@ -28,89 +31,125 @@ DEFAULT_LAG = 2
 class Policy:
     """Which gradient a stage uses, by step.
 
-    Args: name: wait | synthetic | stale | corrected | auto. lag: microbatches between an activation and the true
-          gradient that is used with it, at least 1; stale and corrected have in_flight in its place.
-          unlock_after_steps: step() calls under `wait` first; None takes the policy's own.
+    Args: name: wait | synthetic | stale | corrected | auto, or phases of them (plan/phases.py).
+          lag: microbatches between an activation and the true gradient that is used with it, at least 1; stale and
+          corrected have in_flight in its place.
+          unlock_after_steps: step() calls under `wait` first; None: none, and for `auto` what it chooses. Where `name`
+          has several phases, they say it themselves.
           post_ahead: whether a stage posts the receive of the next step's first activation before that step; None: on
           a CPU only.
-          in_flight: microbatches that the first of S stages holds under stale and corrected, from S (None), which
-          leaves no time for a transfer, to 2 S - 1, which leaves each hop of one a slot of its own, at up to twice the
-          lateness. Stage i holds in_flight - i of them, and at most 2 (S - i) - 1.
+          in_flight: microbatches that each stage but the last holds under stale and corrected, stage i of S from
+          S - i (None), which leaves no time for a transfer, to 2 (S - i) - 1, which leaves each way of one a slot of
+          its own, at up to twice the lateness; or of the first stage alone (plan/in_flight.py). "auto": the fewest
+          that hide the transfers measured at the first step (plan/dial.py).
           old_weights: what a late backward sees under stale and corrected: "copies" of the weights of its forward, or
           "new", the weights as they are by then (old_weights.py).
-    Raises: ValueError for an unknown name or a value out of range.
+    Raises: ValueError for an unknown name, phases that make no sense, or a value out of range.
     """
 
-    name: str = "auto"
+    name: str = AUTO
     lag: int = DEFAULT_LAG
     unlock_after_steps: int | None = None
     post_ahead: bool | None = None
-    in_flight: int | None = None
+    in_flight: int | Sequence[int] | str | None = None
     old_weights: str = "copies"
 
     def __post_init__(self) -> None:
-        if self.name not in UNLOCK_AFTER_STEPS:
-            known = ", ".join(sorted(UNLOCK_AFTER_STEPS))
-            raise ValueError(f"unknown policy {self.name!r}: choose one of {known}")
+        if isinstance(self.in_flight, list):
+            object.__setattr__(self, "in_flight", tuple(self.in_flight))  # policies are compared by their hash
+        phases, unlock = self.phases, self.unlock_after_steps
         if self.lag < 1:
             raise ValueError(
                 f"lag must be at least 1 microbatch, got {self.lag}: gradient t - lag travels beside activation t"
             )
-        if self.name == "wait" and self.unlock_after_steps is not None:
+        if self.name == "wait" and unlock is not None:
             raise ValueError("policy 'wait' never unlocks: leave unlock_after_steps out, or choose policy 'synthetic'")
-        if self.unlock_after_steps is not None and self.unlock_after_steps < 0:
-            raise ValueError(f"unlock_after_steps must be at least 0 steps, got {self.unlock_after_steps}")
-        if self.in_flight is not None and not self.late:
+        if unlock is not None and unlock < 0:
+            raise ValueError(f"unlock_after_steps must be at least 0 steps, got {unlock}")
+        if unlock is not None and "," in self.name:
+            raise ValueError(
+                f"unlock_after_steps is for a single policy, got {unlock} beside {self.name!r}: say it there, as in "
+                f"'wait:{max(unlock, 1)},{phases[-1]}'"
+            )
+        if self.in_flight is not None and not self.late and self.name != AUTO:
             raise ValueError(
                 f"in_flight is for the policies {' and '.join(LATE)}: with policy {self.name!r} leave it out"
             )
         if self.old_weights not in OLD_WEIGHTS:
             raise ValueError(f"unknown old_weights {self.old_weights!r}: choose one of {', '.join(OLD_WEIGHTS)}")
+        numbers = self.in_flight if isinstance(self.in_flight, tuple) else (self.in_flight,)
+        if self.in_flight not in (None, AUTO) and not all(type(each) is int for each in numbers):
+            raise ValueError(
+                f"in_flight must be a number of microbatches, one for each stage but the last, {AUTO!r} or None, got "
+                f"{self.in_flight!r}"
+            )
+
+    @cached_property
+    def phases(self) -> tuple[Phase, ...]:
+        """In order, the last one without end. Before `auto` has chosen it is `wait`."""
+        phases = (Phase("wait"),) if self.name == AUTO else parse_phases(self.name)
+        return (Phase("wait", self.unlock_after_steps), *phases) if self.unlock_after_steps else phases
+
+    def chosen(self, name: str) -> Policy:
+        """`auto`, once it has chosen the phases `name`; unlock_after_steps takes the place of the `wait` that they
+        begin with."""
+        phases = parse_phases(name)
+        if self.unlock_after_steps is not None and len(phases) > 1 and phases[0].policy == "wait":
+            phases = phases[1:]
+        if self.unlock_after_steps and phases[0].policy != "wait":
+            phases = (Phase("wait", self.unlock_after_steps), *phases)
+        late = any(phase.policy in LATE for phase in phases)
+        return replace(self, name=text_of(phases), unlock_after_steps=None, in_flight=self.in_flight if late else None)
 
     @property
     def late(self) -> bool:
-        """Whether graphs are held until the true gradient is here, once the policy has unlocked."""
-        return self.name in LATE
+        """Whether graphs are ever held until the true gradient is here."""
+        return any(phase.policy in LATE for phase in self.phases)
+
+    @property
+    def needs_predictor(self) -> bool:
+        """Whether a predicted gradient is ever used."""
+        return any(phase.policy in PREDICTING for phase in self.phases)
 
     @property
     def predicts(self) -> bool:
-        """Whether predictors are of use. `wait` trains them too: a run that goes on under another policy has them."""
-        return self.name != "stale"
+        """Whether predictors are of use. `wait` alone trains them too: a run that goes on under another policy has
+        them."""
+        return self.needs_predictor or not self.late
 
-    @property
-    def unlocked_name(self) -> str:
-        """What it is after `wait`."""
-        return self.name if self.late else "synthetic"
-
-    @property
-    def unlock_step(self) -> int | None:
-        """The first step() call, counted from 0, that does not wait; None: never."""
-        if self.name == "wait":
-            return None
-        return UNLOCK_AFTER_STEPS[self.name] if self.unlock_after_steps is None else self.unlock_after_steps
+    def at(self, step: int) -> str:
+        """The policy of step() call `step`, counted from 0: wait, synthetic, stale or corrected."""
+        return next(self._from(step))
 
     def waits(self, step: int) -> bool:
         """Whether step() call `step`, counted from 0, waits for true gradients."""
-        return self.unlock_step is None or step < self.unlock_step
+        return self.at(step) == "wait"
+
+    def learns(self, step: int) -> bool:
+        """Whether predictors learn in step() call `step`: under stale only where they are used again later."""
+        return self.at(step) != "stale" or any(name in PREDICTING for name in self._from(step))
+
+    def _from(self, step: int) -> Iterator[str]:
+        """The policy of `step`, and those after it."""
+        end = 0
+        for phase in self.phases:
+            end += phase.num_steps or 0
+            if phase.num_steps is None or step < end:
+                yield phase.policy
 
     def check(self, num_stages: int) -> None:
         """Raises: ValueError for an in_flight that `num_stages` stages cannot have."""
-        if self.in_flight is not None and not num_stages <= self.in_flight <= 2 * num_stages - 1:
-            raise ValueError(
-                f"in_flight must be from {num_stages} to {2 * num_stages - 1} microbatches for {num_stages} stages, "
-                f"got {self.in_flight}: with fewer every stage waits, and more hide nothing more"
-            )
+        self.held(num_stages)
+
+    def held(self, num_stages: int) -> tuple[int, ...]:
+        """Microbatches that each stage holds at most under stale and corrected; the least, before `auto` is chosen."""
+        in_flight = None if isinstance(self.in_flight, str) else self.in_flight
+        return in_flight_by_stage(num_stages, in_flight)
 
     def delay(self, stage: int, num_stages: int) -> int:
-        """Microbatches that go forward on `stage` before the first goes backward, once the policy has unlocked."""
-        if not self.late:
-            return 0
-        slack = 0 if self.in_flight is None else self.in_flight - num_stages
-        return in_flight_of_stale(stage, num_stages, slack) - 1
-
-    def lag_below(self, stage: int, num_stages: int) -> int:
-        """The lag of the boundary below `stage`, once the policy has unlocked."""
-        return self.delay(stage, num_stages) if self.late else self.lag
+        """Microbatches that go forward on `stage` before the first goes backward, under stale and corrected; also the
+        lag of the boundary below it."""
+        return self.held(num_stages)[stage] - 1
 
 
 def lag_of_wait(stage: int, num_stages: int) -> int:

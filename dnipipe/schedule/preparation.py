@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch.distributed as dist
@@ -19,11 +19,13 @@ from ..interface import TensorMeta, is_integer
 from ..observe.trace import Trace
 from . import assembly, torch_names
 from .agreement import Agreement
+from .arguments import why_no_graphs
 from .facts import Facts
 from .flow import Flow
-from .policy import Policy
+from .policy import AUTO, Policy
 from .replicas import replica_groups
 from .shapes import Shapes
+from .timing import measure_in_flight
 
 NO_LABEL = -100  # cross-entropy's ignore_index, which interfaces take for "no label"
 
@@ -57,12 +59,14 @@ class Preparation:
         fall_back: bool,
         data_parallel_groups: Sequence[dist.ProcessGroup] | None,
         transport: str,
+        optimizer: str | None,
         stage: Any,
     ) -> None:
         self.policy, self.given, self.interface_optimizer = policy, given, interface_optimizer
         self.num_classes, self.labels, self.label_fn = num_classes, labels, label_fn
         self.timeout_s, self.trace, self.stage = timeout_s, trace, stage
         self.check_every_steps, self.fall_back, self.transport = check_every_steps, fall_back, transport
+        self.optimizer = optimizer
         # Now, because torch 2.11's sweep leaves FSDP's parameters unsharded, as if there were no replicas.
         found = replica_groups(stage.submod) if data_parallel_groups is None else data_parallel_groups
         self.replicas = [group for group in found if dist.get_world_size(group) > 1]
@@ -87,13 +91,19 @@ class Preparation:
             self.reset_shapes(schedule, flow)
         if flow is None:
             flow = assembly.open_flow(
-                self.stage, len(batch.args), self.policy, self.timeout_s, self.trace, self.transport
+                self.stage,
+                len(batch.args),
+                self.policy,
+                self.timeout_s,
+                self.trace,
+                self.transport,
+                holds_graphs=True,
             )
             self._every_rank_has_target = assembly.all_ranks(batch.targets is not None, self.stage)
         if not torch_names.is_initialized(schedule, backward=training):
             torch_names.initialize_stage(schedule, args, kwargs, target, batch.loss_kwargs)
             if training:
-                self._agree_or_begin_anew(schedule, flow, self._facts(batch))
+                self._agree_or_begin_anew(schedule, flow, batch)
         self._shapes.remember(args, kwargs, target)
         return flow
 
@@ -104,26 +114,50 @@ class Preparation:
         torch_names.forget_shapes(schedule)
         self._shapes.forget()
 
-    def _agree_or_begin_anew(self, schedule: PipelineScheduleSingle, flow: Flow, facts: Facts) -> None:
+    def _agree_or_begin_anew(self, schedule: PipelineScheduleSingle, flow: Flow, batch: Batch) -> None:
         try:
-            self._agree(flow, facts)
+            self._agree(flow, batch)
         except ValueError:  # raised on every rank alike: a corrected step() shall find nothing half done
             torch_names.forget_shapes(schedule)
             self._shapes.forget()
             raise
 
-    def _agree(self, flow: Flow, facts: Facts) -> None:
-        agreement = assembly.agree_over(facts, self.stage)
-        if self.agreement is None and self.stage.is_first:
-            print(f"[dnipipe] {agreement.summary}", file=sys.stderr, flush=True)
+    def _agree(self, flow: Flow, batch: Batch) -> None:
+        agreement = assembly.agree_over(self._facts(batch), self.stage)
+        if self.agreement is None:
+            self._say(agreement.summary)
         self.agreement = agreement
         self._every_rank_has_target = agreement.every_rank_has_target
-        flow.policy = self.policy if agreement.stays_at_wait is None else Policy("wait", self.policy.lag)
+        flow.policy = agreement.policy
         assembly.set_metas(flow, self.stage, agreement)
+        if agreement.policy.in_flight == AUTO:
+            self.choose_in_flight(self._measured_in_flight(flow, batch), flow)
         if flow.learner is None and agreement.interfaces:
             flow.learner = assembly.build_learner(
                 self.stage, agreement, self.given, self.interface_optimizer, self.replicas
             )
+
+    def _measured_in_flight(self, flow: Flow, batch: Batch) -> tuple[int, ...]:
+        needs_grad = self.agreed.needs_grad
+        held, why = measure_in_flight(self.stage, flow, needs_grad, batch.args[0], batch.kwargs[0], self.replicas)
+        self._say(why)
+        return held
+
+    def choose_in_flight(self, in_flight: Sequence[int], flow: Flow | None) -> None:
+        """What in_flight="auto" comes to, from now on. Every rank must call it at the same step."""
+        self.policy = replace(self.policy, in_flight=tuple(in_flight))
+        if flow is not None:
+            flow.policy = replace(flow.policy, in_flight=tuple(in_flight))
+
+    @property
+    def in_flight_chosen(self) -> list[int]:
+        """As choose_in_flight() was told; empty: nothing is chosen."""
+        chosen = self.policy.in_flight
+        return list(chosen) if isinstance(chosen, tuple) else []
+
+    def _say(self, text: str) -> None:
+        if self.stage.is_first:
+            print(f"[dnipipe] {text}", file=sys.stderr, flush=True)
 
     def _facts(self, batch: Batch) -> Facts:
         label = self._own_label(batch, 0)
@@ -142,6 +176,8 @@ class Preparation:
             num_classes=self.num_classes,
             check_every_steps=self.check_every_steps,
             fall_back=self.fall_back,
+            optimizer=self.optimizer,
+            no_graphs=why_no_graphs(self.stage.submod),
         )
 
     def _check_label_is_there(self, batch: Batch) -> None:

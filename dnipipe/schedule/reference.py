@@ -21,7 +21,7 @@ from .policy import Policy
 class Reference:
     """Args: stages: modules, a stage's output (a tensor or a tuple) is the next one's input. learners: one per stage
     but the last. loss_fn: (output, target) -> scalar. Fields: true_grads: by stage, every (microbatch, gradients) in
-    order of learning.
+    the order in which they come.
     """
 
     def __init__(
@@ -38,6 +38,7 @@ class Reference:
         self.num_microbatches, self.policy, self.scale_grads = num_microbatches, policy, scale_grads
         self.step_count = self.microbatch = 0
         self.fell_back = False
+        self._phase: str | None = None
         self._pending: list[list[tuple[int, tuple[Tensor, ...], Tensor | None, tuple[Tensor, ...]]]] = [
             [] for _ in stages
         ]
@@ -45,15 +46,15 @@ class Reference:
 
     def step(self, x: Tensor, target: Tensor, label: Tensor | None = None) -> list[Tensor]:
         """One training step. label: what the predictors are told (None: nothing). Returns each microbatch's loss."""
-        waits = self.fell_back or self.policy.waits(self.step_count)
-        if waits:
+        if self._phase not in (None, self.phase):
             self.complete()
+        self._phase = self.phase
         losses: list[Tensor] = []
-        self._begin_step(waits)
+        self._begin_step()
         labels = label.chunk(self.num_microbatches) if label is not None else [None] * self.num_microbatches
         chunks = zip(x.chunk(self.num_microbatches), target.chunk(self.num_microbatches), labels, strict=True)
         for x_mb, target_mb, label_mb in chunks:
-            losses.append(self._microbatch(x_mb, target_mb, label_mb, waits))
+            losses.append(self._microbatch(x_mb, target_mb, label_mb))
             self.microbatch += 1
         self._join(1)
         for stage in self.stages:
@@ -64,13 +65,19 @@ class Reference:
         self.step_count += 1
         return losses
 
-    def _begin_step(self, waits: bool) -> None:
+    @property
+    def phase(self) -> str:
+        """As Flow.phase."""
+        return "wait" if self.fell_back else self.policy.at(self.step_count)
+
+    def _begin_step(self) -> None:
         """Called before the first microbatch of a step."""
 
     def _join(self, divide_by: int) -> None:
         """Adds to the parameters' gradients what a flush has left for the next update."""
 
-    def _microbatch(self, x: Tensor, target: Tensor, label: Tensor | None, waits: bool) -> Tensor:
+    def _microbatch(self, x: Tensor, target: Tensor, label: Tensor | None) -> Tensor:
+        waits = self.phase == "wait"
         inputs, outputs = self._forward(x)
         loss = self.loss_fn(outputs[-1][0] if len(outputs[-1]) == 1 else outputs[-1], target)
         true: tuple[Tensor, ...] = ()
@@ -104,12 +111,16 @@ class Reference:
         assert learner is not None, f"stage {index} has no predictor"
         return learner
 
+    @property
+    def _learns(self) -> bool:
+        return self.fell_back or self.policy.learns(self.step_count)
+
     def _learn(self, index: int, due: int) -> None:
         pending, learner = self._pending[index], self.learners[index]
         while pending and pending[0][0] <= due:
             microbatch, activations, label, true = pending.pop(0)
             self.true_grads[index].append((microbatch, true))
-            if learner is not None:
+            if learner is not None and self._learns:
                 learner.learn(activations, label, true)
 
     def _end_step(self) -> None:

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from .flow import Flow
 
-
-def policy_of(flow: Flow) -> str:
-    """The policy of the current step."""
-    return "wait" if flow.waits else flow.policy.unlocked_name
+NOT_STARTED: dict[str, float | int | str] = {
+    "step": 0, "policy": "wait", "loss": math.nan, "loss_step": -1, "in_flight": 0, "wait_s": 0.0, "cosine": math.nan,
+    "r2": math.nan,
+}  # fmt: skip
+"""metrics() before there is a flow."""
 
 
 def metrics(flow: Flow) -> dict[str, float | int | str]:
@@ -20,7 +21,7 @@ def metrics(flow: Flow) -> dict[str, float | int | str]:
     sides = [side for side in (flow.up, flow.down) if side is not None]
     return {
         "step": flow.step,
-        "policy": policy_of(flow),
+        "policy": flow.phase,
         "loss": loss,
         "loss_step": -1 if math.isnan(loss_step) else int(loss_step),
         "in_flight": len(flow.down.pending) if flow.down is not None else 0,
@@ -38,6 +39,6 @@ def describe(flow: Flow) -> str:
         if side is not None
     )
     return (
-        f"step {flow.step} ({policy_of(flow)}), microbatch {flow._forwarded} forward, {flow._answered} backward; "
+        f"step {flow.step} ({flow.phase}), microbatch {flow._forwarded} forward, {flow._answered} backward; "
         f"pending true gradients {pending}; {under_way}"
     )

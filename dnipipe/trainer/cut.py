@@ -17,7 +17,8 @@ from rich.table import Table
 from ..config import Config, ModelConfig
 from ..partition import LayerCost
 from ..partition.balance import balanced_cuts
-from ..plan import Schedule, dni, gpipe, one_f_one_b, peak_in_flight
+from ..plan import Schedule, gpipe, one_f_one_b, peak_in_flight
+from .policy import plans_of
 
 FILE = "split.json"
 BYTES_BESIDE_A_WEIGHT = {"float32": 3 * 4, "bfloat16": 2 + 4 * 4}
@@ -112,11 +113,9 @@ def layer_bytes(config: Config, layer: LayerCost, in_flight: int) -> float:
 
 
 def held(config: Config, num_stages: int) -> list[int]:
-    """The most microbatches whose activations each stage keeps at once, also before DNI unlocks."""
+    """The most microbatches whose activations each stage keeps at once, in any phase of DNI."""
     pipeline = config.pipeline
-    plans = [plan_of(config, num_stages)]
-    if pipeline.schedule == "DNI" and (pipeline.policy == "auto" or pipeline.unlock_after_steps):
-        plans.append(dni.wait(num_stages, pipeline.num_microbatches))
+    plans = plans_of(config, num_stages) if pipeline.schedule == "DNI" else [plan_of(config, num_stages)]
     return [max(of_stage) for of_stage in zip(*map(peak_in_flight, plans), strict=True)]
 
 
@@ -127,18 +126,13 @@ def state_bytes(model: ModelConfig, parameter_bytes: int) -> float:
 
 
 def plan_of(config: Config, num_stages: int) -> Schedule:
-    """The schedule of a config, as the planner knows it."""
+    """The schedule of a config, as the planner knows it; of DNI that of the last phase."""
     pipeline = config.pipeline
     if pipeline.schedule == "GPipe":
         return gpipe.build(num_stages, pipeline.num_microbatches)
     if pipeline.schedule == "1F1B":
         return one_f_one_b.build(num_stages, pipeline.num_microbatches)
-    if pipeline.policy == "wait":
-        return dni.wait(num_stages, pipeline.num_microbatches)
-    if pipeline.policy in ("stale", "corrected"):
-        slack = 0 if pipeline.in_flight is None else max(pipeline.in_flight - num_stages, 0)
-        return dni.stale(num_stages, pipeline.num_microbatches, slack=slack)
-    return dni.synthetic(num_stages, pipeline.num_microbatches, lag=pipeline.lag)
+    return plans_of(config, num_stages)[-1]
 
 
 def _room_bytes(config: Config, num_stages: int, device: torch.device) -> float:

@@ -36,6 +36,7 @@ from .groups import Groups
 from .layout import stages_for
 from .measure import measure
 from .model import make_model
+from .policy import policy_of
 from .startup import Startup
 from .training import Sink, Training, from_rank_0
 
@@ -63,6 +64,7 @@ class Trainer:
                 f"pipeline.num_microbatches = {config.pipeline.num_microbatches}: 1F1B needs at least as many as there "
                 f"are stages, {self.num_stages}; raise it, or start fewer ranks"
             )
+        policy_of(config).check(self.num_stages)
         if config.run.tensorboard and importlib.util.find_spec("tensorboard") is None:
             raise ValueError("run.tensorboard = True: tensorboard is not installed; pip install 'dnipipe[tensorboard]'")
         torch.manual_seed(config.run.seed)

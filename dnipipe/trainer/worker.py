@@ -28,6 +28,7 @@ from ..schedule.torch_names import mend_ddp
 from .facts import Facts
 from .groups import Groups
 from .model import token_loss
+from .policy import policy_of
 
 
 class Worker:
@@ -86,7 +87,7 @@ class Worker:
         return DistributedDataParallel(module, process_group=self.groups.replicas)
 
     def _make_schedule(self, name: ScheduleName) -> Any:
-        pipeline, unlock = self.config.pipeline, self.config.pipeline.unlock_after_steps
+        pipeline, policy = self.config.pipeline, policy_of(self.config)
         if name != "DNI":
             watch_chunks([self.stage], self.trace)
             schedule = get_schedule_class(name)(
@@ -100,11 +101,12 @@ class Worker:
             loss_fn=token_loss,
             interface=None if pipeline.interface == "auto" else pipeline.interface,
             interface_optimizer=partial(torch.optim.Adam, lr=self.config.optim.interface_learning_rate),
-            policy=pipeline.policy,
-            lag=pipeline.lag,
-            in_flight=pipeline.in_flight,
+            policy=policy.name,
+            lag=policy.lag,
+            in_flight=policy.in_flight,
             old_weights=pipeline.old_weights,
-            unlock_after_steps=None if unlock is None or pipeline.policy == "wait" else unlock * self._accumulate,
+            unlock_after_steps=policy.unlock_after_steps,
+            optimizer=self.config.optim.name,
             transport=pipeline.transport,
             scale_grads=self._accumulate == 1,
             trace=self.trace,

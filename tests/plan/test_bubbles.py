@@ -67,12 +67,13 @@ def test_dni_synthetic_has_no_bubble_and_one_microbatch_in_flight(num_stages, nu
     assert peak_in_flight(schedule) == (1,) * num_stages
 
 
-@pytest.mark.parametrize("slack", [0, 1, 99])
+@pytest.mark.parametrize("more", [0, 1, 99])
 @pytest.mark.parametrize("num_stages, num_microbatches", [(1, 1), (2, 1), (4, 8), (6, 5)])
-def test_dni_stale_has_no_bubble_without_transfers(num_stages, num_microbatches, slack):
-    schedule = dni.stale(num_stages, num_microbatches, slack=slack)
+def test_dni_stale_has_no_bubble_without_transfers(num_stages, num_microbatches, more):
+    in_flight = min(num_stages + more, 2 * num_stages - 1)
+    schedule = dni.stale(num_stages, num_microbatches, in_flight=in_flight)
     assert simulate(schedule, UNEVEN).bubble == 0
-    most = [min(num_stages - i + slack, 2 * (num_stages - i) - 1) for i in range(num_stages)]
+    most = [min(num_stages - i + more, 2 * (num_stages - i) - 1) for i in range(num_stages)]
     assert list(peak_in_flight(schedule)) == most
 
 
@@ -83,9 +84,9 @@ def test_steps_that_run_on_cost_what_the_formula_says(num_stages, num_microbatch
     for lag in (1, 2, 5):
         run = simulate(dni.synthetic(num_stages, num_microbatches, lag=lag), times)
         assert run.step_ms == theory.synthetic_step_ms(num_stages, num_microbatches, times, lag=lag)
-    for slack in (0, 2, 99):
-        run = simulate(dni.stale(num_stages, num_microbatches, slack=slack), times)
-        assert run.step_ms == theory.stale_step_ms(num_stages, num_microbatches, times, slack=slack)
+    for in_flight in (None, min(num_stages + 2, 2 * num_stages - 1), 2 * num_stages - 1):
+        run = simulate(dni.stale(num_stages, num_microbatches, in_flight=in_flight), times)
+        assert run.step_ms == theory.stale_step_ms(num_stages, num_microbatches, times, in_flight=in_flight)
 
 
 @pytest.mark.parametrize("interface", ["0.5", 2, 7, 40])

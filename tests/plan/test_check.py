@@ -18,7 +18,7 @@ def _all(num_stages, num_microbatches):
     yield dni.synthetic(num_stages, num_microbatches, num_steps=3), [1] * num_stages
     yield dni.synthetic(num_stages, num_microbatches, lag=40, num_steps=3), [1] * num_stages
     yield dni.stale(num_stages, num_microbatches, num_steps=3), below
-    yield dni.stale(num_stages, num_microbatches, slack=99, num_steps=3), [2 * b - 1 for b in below]
+    yield dni.stale(num_stages, num_microbatches, in_flight=2 * num_stages - 1, num_steps=3), [2 * b - 1 for b in below]
 
 
 @pytest.mark.parametrize("num_stages", range(1, 7))
@@ -118,7 +118,7 @@ def test_counts_below_one_are_refused(build):
 def test_dials_out_of_range_are_refused():
     with pytest.raises(ValueError, match="lag must be at least 1, got 0"):
         dni.synthetic(2, 2, lag=0)
-    with pytest.raises(ValueError, match="slack must be at least 0 microbatches, got -1"):
-        dni.stale(2, 2, slack=-1)
+    with pytest.raises(ValueError, match="in_flight must be from 2 to 3 microbatches for 2 stages, got 1"):
+        dni.stale(2, 2, in_flight=1)
     with pytest.raises(ValueError, match="3 stages have 2 boundaries"):
         replace(dni.wait(3, 4), lags=(1,))

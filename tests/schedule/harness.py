@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.distributed.pipelining import PipelineStage
 
 from dnipipe import ScheduleDNI
+from dnipipe.schedule.late import LateFlow
 from dnipipe.schedule.policy import Policy
 from tests.schedule import models
 
@@ -28,7 +29,7 @@ class Case:
     labels: str = "local"
     rows: int = 3
     optimizer: str = "optimizer"
-    in_flight: int | None = None
+    in_flight: int | tuple[int, ...] | str | None = None
     old_weights: str = "copies"
     options: dict[str, Any] = field(default_factory=dict)
 
@@ -70,6 +71,7 @@ class Pipeline:
         self.optimizer = getattr(models, case.optimizer)(self.module)
         self.losses: list[Tensor] = []
         self.true_grads: list[tuple[int, tuple[Tensor, ...]]] = []
+        self.most_held: list[int] = []
 
     def arguments(self, step: int, length: int = models.T) -> tuple[tuple[Tensor, ...], dict[str, Any]]:
         batch = models.batch(self.case.kind, step, self.case.rows * self.case.m, length)
@@ -100,6 +102,14 @@ class Pipeline:
             learn(entry)
 
         flow._learn, flow.recorded = recording, True  # type: ignore[method-assign, attr-defined]
+        if isinstance(flow, LateFlow):
+            go_backward = flow._go_backward
+
+            def counting(give: Any) -> Any:
+                self.most_held.append(len(flow._graphs))
+                return go_backward(give)
+
+            flow._go_backward = counting  # type: ignore[method-assign]
 
     def state(self) -> list[Tensor]:
         """Parameters of the stage and of its predictor."""

@@ -9,6 +9,7 @@ import torch
 
 from dnipipe.interface import TensorMeta
 from dnipipe.schedule.agreement import GIVEN, Facts, agree
+from dnipipe.schedule.choose import choose_policy
 from dnipipe.schedule.policy import Policy
 from tests.schedule.facts import (
     FLOAT,
@@ -153,29 +154,36 @@ def test_a_stage_whose_outputs_need_no_gradient_has_no_interface() -> None:
         (
             Policy("auto"),
             "TTT",
-            "true gradients for 200 steps, then synthetic, lag 2; interfaces by stage: local_head, local_head "
-            "(labels local, 10 classes)",
+            "policy wait for 200 steps, then synthetic, lag 2; interfaces by stage: local_head, local_head "
+            f"(labels local, 10 classes). Chosen by auto: {choose_policy(3, 2, None)[1]}",
         ),
         (
             Policy("synthetic", 3),
             "---",
-            "synthetic gradients from the first step, lag 3; interfaces by stage: mlp, mlp (labels none)",
+            "policy synthetic, lag 3; interfaces by stage: mlp, mlp (labels none)",
         ),
         (
             Policy("synthetic", 1, 7),
             "F--",
-            "true gradients for 7 steps, then synthetic, lag 1; interfaces by stage: local_head, local_head "
+            "policy wait for 7 steps, then synthetic, lag 1; interfaces by stage: local_head, local_head "
             "(labels relay, 10 classes)",
         ),
         (
             Policy("wait"),
             "TTT",
-            "true gradients only (policy wait); interfaces by stage: local_head, local_head (labels local, 10 classes)",
+            "policy wait; interfaces by stage: local_head, local_head (labels local, 10 classes)",
         ),
         (
             Policy("auto"),
             "T",
-            "true gradients for 200 steps, then synthetic, lag 2; interfaces by stage: none (labels none)",
+            "policy wait for 200 steps, then synthetic, lag 2; interfaces by stage: none (labels none). Chosen by "
+            f"auto: {choose_policy(1, 2, None)[1]}",
+        ),
+        (
+            Policy("wait:5,stale", in_flight=4),
+            "TTT",
+            "policy wait for 5 steps, then stale, in flight by stage 4, 3, 1; interfaces by stage: none, none "
+            "(labels none)",
         ),
     ],
 )
@@ -186,6 +194,7 @@ def test_the_summary_says_what_will_happen(policy: Policy, told: str, summary: s
 
 def test_the_summary_says_why_auto_stays_at_wait_and_lists_several_interfaces() -> None:
     assert agree(stages("--T", hidden=(SEQUENCE,)), 1).summary == (
-        f"DNI over 3 stages, 2 microbatches: stays at policy wait, because auto {_no_interface(0, SEQUENCE)}"
+        "DNI over 3 stages, 2 microbatches: policy wait; interfaces by stage: none (labels none). Chosen by auto: it "
+        f"stays at policy wait, because it {_no_interface(0, SEQUENCE)}"
     )
     assert "interfaces by stage: local_head+conv, local_head (" in agree(_two_outputs(), 2).summary

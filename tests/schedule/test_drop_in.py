@@ -15,6 +15,7 @@ from torch.distributed.pipelining.schedules import get_schedule_class
 import dnipipe
 from dnipipe import ScheduleDNI
 from dnipipe.interface import Learner
+from dnipipe.schedule.choose import choose_policy
 from dnipipe.schedule.policy import Policy
 from dnipipe.schedule.reference import Reference
 from tests.ranks import run_ranks
@@ -46,8 +47,8 @@ def _plain(rank: int, world: int, kind: str, tell: str, steps: int = 6, m: int =
 def test_the_constructor_of_1f1b_is_enough_and_says_once_what_was_chosen() -> None:
     (said, _), (silence, losses) = run_ranks(2, _plain, "mlp", "all")
     assert said == (
-        "[dnipipe] DNI over 2 stages, 2 microbatches: true gradients for 200 steps, then synthetic, lag 2; "
-        "interfaces by stage: local_head (labels local, 7 classes)\n"
+        "[dnipipe] DNI over 2 stages, 2 microbatches: policy wait for 200 steps, then synthetic, lag 2; interfaces by "
+        f"stage: local_head (labels local, 7 classes). Chosen by auto: {choose_policy(2, 2, None)[1]}\n"
     )
     assert silence == "" and losses[-1] < losses[0]
 

@@ -32,16 +32,18 @@ def test_a_bad_value_is_refused_with_the_rule(values: dict[str, Any], message: s
 @pytest.mark.parametrize(
     "policy, first_synthetic",
     [
-        (Policy(), 200),
-        (Policy("auto", unlock_after_steps=3), 3),
-        (Policy("auto", unlock_after_steps=0), 0),
+        (Policy().chosen("wait:200,synthetic"), 200),
+        (Policy("auto", unlock_after_steps=3).chosen("wait:200,synthetic"), 3),
+        (Policy("auto", unlock_after_steps=0).chosen("wait:200,synthetic"), 0),
+        (Policy("auto", unlock_after_steps=3).chosen("stale"), 3),
+        (Policy("auto", unlock_after_steps=0).chosen("wait"), None),
+        (Policy("auto"), None),  # before it has chosen
         (Policy("synthetic"), 0),
         (Policy("synthetic", unlock_after_steps=5), 5),
         (Policy("wait"), None),
     ],
 )
 def test_it_waits_up_to_the_unlock_step_and_never_after(policy: Policy, first_synthetic: int | None) -> None:
-    assert policy.unlock_step == first_synthetic
     waiting = [policy.waits(step) for step in range(300)]
     assert waiting == [first_synthetic is None or step < first_synthetic for step in range(300)]
 
@@ -49,6 +51,37 @@ def test_it_waits_up_to_the_unlock_step_and_never_after(policy: Policy, first_sy
 def test_a_policy_that_never_unlocks_refuses_to_be_told_when() -> None:
     with pytest.raises(ValueError, match="policy 'wait' never unlocks: leave unlock_after_steps out"):
         Policy("wait", unlock_after_steps=5)
+    with pytest.raises(
+        ValueError, match="unlock_after_steps is for a single policy, got 0 beside 'wait:5,stale'.*wait:1,"
+    ):
+        Policy("wait:5,stale", unlock_after_steps=0)
+
+
+def test_each_step_has_the_policy_of_its_phase() -> None:
+    policy = Policy("wait:2,synthetic:1,stale:1,wait:1,corrected:1,stale")
+    at = ["wait", "wait", "synthetic", "stale", "wait", "corrected", "stale", "stale"]
+    assert [policy.at(step) for step in range(8)] == at
+    assert [policy.learns(step) for step in range(8)] == [True] * 6 + [False] * 2
+    assert Policy("stale", unlock_after_steps=3).phases == Policy("wait:3,stale").phases
+
+
+@pytest.mark.parametrize(
+    "name, late, predicts, needs",
+    [
+        ("wait", False, True, False),
+        ("synthetic", False, True, True),
+        ("stale", True, False, False),
+        ("corrected", True, True, True),
+        ("wait:5,stale", True, False, False),
+        ("stale:5,synthetic", True, True, True),
+        ("synthetic:5,wait", False, True, True),
+    ],
+)
+def test_predictors_are_of_use_where_any_phase_uses_them_or_none_is_late(
+    name: str, late: bool, predicts: bool, needs: bool
+) -> None:
+    policy = Policy(name)
+    assert (policy.late, policy.predicts, policy.needs_predictor) == (late, predicts, needs)
 
 
 @pytest.mark.parametrize("in_flight, held", [(None, [4, 3, 2, 1]), (5, [5, 4, 3, 1]), (7, [7, 5, 3, 1])])
@@ -58,7 +91,7 @@ def test_a_stage_holds_from_one_to_two_graphs_for_each_stage_below_and_its_own(
     policy = Policy("stale", in_flight=in_flight)
     policy.check(4)
     assert [policy.delay(stage, 4) + 1 for stage in range(4)] == held
-    assert all(policy.lag_below(stage, 4) > policy.delay(stage + 1, 4) for stage in range(3))  # the ledger's condition
+    assert all(policy.delay(stage, 4) > policy.delay(stage + 1, 4) for stage in range(3))  # the ledger's condition
 
 
 @pytest.mark.parametrize("in_flight", [3, 8])

@@ -1,0 +1,53 @@
+"""What `auto` does: the phases that are best as far as is measured, by stages, microbatches and optimizer.
+
+What counts is how late gradients are. Under `stale` and `corrected` a microbatch of stage i of S goes backward, on
+average, (S - 1 - i) / M updates after its forward: on the first stage (S - 1) / M. AdamW bears less of that than Muon.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+OPTIMIZERS = ("AdamW", "Muon")
+UNKNOWN = "AdamW"  # what an optimizer is taken for that nobody has named: the one that bears less
+
+
+@dataclass(frozen=True)
+class Row:
+    """Up to `most_late` updates, (S - 1) / M, the phases `policy` are best with `optimizer`. why: what is measured."""
+
+    optimizer: str
+    most_late: float
+    policy: str
+    why: str
+
+
+# The first that fits counts. Each optimizer's last row takes any lateness.
+_STEEP_FIRST = "predicted gradients cost less once the steepest part of training is over"
+TABLE = (
+    Row("AdamW", math.inf, "wait:200,synthetic", _STEEP_FIRST),
+    Row("Muon", math.inf, "wait:200,synthetic", _STEEP_FIRST),
+)
+WITHOUT_GRAPHS = "wait:200,synthetic"  # where a stage cannot hold graphs until their gradients are here
+
+
+def choose_policy(num_stages: int, num_microbatches: int, optimizer: str | None) -> tuple[str, str]:
+    """(phases, as parse_phases() takes them; the reason, in words).
+
+    Args:   optimizer: AdamW, Muon, or None for another.
+    Raises: ValueError for another name.
+    """
+    check_optimizer(optimizer)
+    late = (num_stages - 1) / num_microbatches
+    row = next(row for row in TABLE if row.optimizer == (optimizer or UNKNOWN) and late <= row.most_late)
+    named = optimizer or f"an optimizer not named, taken for {UNKNOWN}"
+    return row.policy, f"{row.why}; stage 0's true ones would be {late:.3g} updates late on average, with {named}"
+
+
+def check_optimizer(optimizer: str | None) -> None:
+    """Raises: ValueError for a name that the table does not know."""
+    if optimizer is not None and optimizer not in OPTIMIZERS:
+        raise ValueError(
+            f"unknown optimizer {optimizer!r}: name {' or '.join(OPTIMIZERS)}, or leave it out if it is another"
+        )
