@@ -54,8 +54,7 @@ def _unlocked(name: str, spec: Spec, transfer: float, interface_share: float) ->
     if name == "synthetic":
         step_ms: Fraction = synthetic_step_ms(spec.stages, spec.microbatches, times, lag=2)
     else:
-        slack = (spec.in_flight or spec.stages) - spec.stages
-        step_ms = stale_step_ms(spec.stages, spec.microbatches, times, slack=slack)
+        step_ms = stale_step_ms(spec.stages, spec.microbatches, times, in_flight=spec.in_flight)
     return 3 * spec.microbatches / float(step_ms)
 
 

@@ -4,10 +4,10 @@
     stage 1        F0 F1 B0 F2 B1 F3 B2 F4 B3 ...       go forward before the first goes backward (Policy.delay)
     stage 2        F0 B0 F1 B1 F2 B2 F3 B3 ...
 
-A backward that falls into a later step than its forward runs through the graph of its forward, with the weights of its
-forward or, with old_weights "new", those of then (old_weights.py); its weight gradients join the update of the step in
-which it falls. Until the first gradient is back, upper stages have nothing to update: their parameters' .grad stays
-None.
+A backward that falls into a later step than its forward runs through the graph of its forward. The weights of both are
+those of the forward's step (old_weights.py), or foretold for the backward's (weight_prediction.py); with old_weights
+"new" the backward sees those of its own step. Its weight gradients join the update of the step in which it falls. Until
+the first gradient is back, upper stages have nothing to update: their parameters' .grad stays None.
 
 Under `corrected` a microbatch whose backward falls into a later step goes backward at once against the predicted
 gradient, too, and then against true - predicted. Both together are the true gradient; where the forward and the
@@ -36,6 +36,7 @@ from .flow import Flow
 from .old_weights import OldWeights
 from .policy import LATE
 from .replicas import average_grads, averager, replica_groups
+from .weight_prediction import Masters, WeightPrediction
 
 _T = TypeVar("_T")
 
@@ -68,13 +69,16 @@ class _Graph:
 
 
 class LateFlow(Flow):
-    """Args: module: the stage's, whose weights the graphs keep. The rest as in Flow."""
+    """Args: module: the stage's, whose weights the graphs keep. masters: of WeightPrediction. The rest as in Flow."""
 
-    def __init__(self, *, module: nn.Module, **flow: Any) -> None:
+    def __init__(self, *, module: nn.Module, masters: Masters | None = None, **flow: Any) -> None:
         super().__init__(**flow)
         self.module = module
         self._graphs: deque[_Graph] = deque()
-        self._weights: OldWeights | None = None
+        self._weights: OldWeights | None = None  # of this step
+        self._used: OldWeights | None = None  # of the newest forward
+        predicts = self.policy.old_weights == "predicted" and self.down is not None
+        self._prediction = WeightPrediction(module, masters) if predicts else None
         # what completed backwards leave to the next update, one per parameter; () where there is nothing
         self._carried: Sequence[Tensor | None] = ()
         # DDP's own reduction hangs on the parameters, where late backwards do not come
@@ -93,28 +97,39 @@ class LateFlow(Flow):
             self._weights = None
         elif self._weights is None or not self._weights.current:
             self._weights = OldWeights(self.module)
+        if self._prediction is not None:
+            self._prediction.begin_step()
 
     def forward_weights(self) -> AbstractContextManager[None]:
-        return super().forward_weights() if self._weights is None else self._weights.in_place()
+        self._used, late = self._weights, self._steps_late(self._forwarded)
+        if self._used is None:
+            return super().forward_weights()
+        if self._prediction is not None and late:
+            self._used = self._prediction.ahead(late) or self._used
+        return self._used.in_place()
+
+    def _steps_late(self, microbatch: int) -> int:
+        """Steps from the forward of a microbatch of this step to its last backward."""
+        delay = self.policy.delay(self.stage, self.num_stages)
+        return (microbatch - self.microbatch + delay) // self.num_microbatches
 
     def hold(self, outputs: Sequence[Tensor], inputs: Sequence[Tensor]) -> None:
         """After a forward and send(): keeps its graph, and goes backward with what is due.
 
         Args: outputs: that need a gradient. inputs: received, that need one.
         """
-        assert self._weights is not None and self.down is not None, "only where late"
+        assert self._used is not None and self.down is not None, "only where late"
         newest = self.down.pending[-1]
-        graph = _Graph(newest.microbatch, self._weights, outputs, inputs)
+        graph = _Graph(newest.microbatch, self._used, outputs, inputs)
         self._graphs.append(graph)
-        delay = self.policy.delay(self.stage, self.num_stages)
-        is_late = graph.microbatch + delay >= self.microbatch + self.num_microbatches
-        if self.phase == "corrected" and is_late and newest.activations:
+        if self.phase == "corrected" and self._steps_late(graph.microbatch) and newest.activations:
             assert self.learner is not None, "the stages agreed on interfaces"
             with self._span("predict", graph.microbatch):
                 graph.predicted = scale.predict(self.learner, newest, self.grad_scale)
             with self._span("backward", graph.microbatch):
                 graph.backward(graph.predicted, again=True)
-        while self._graphs and self._graphs[0].microbatch <= graph.microbatch - delay:
+        due = graph.microbatch - self.policy.delay(self.stage, self.num_stages)
+        while self._graphs and self._graphs[0].microbatch <= due:
             self._go_backward(self.give)
 
     def _go_backward(self, give: Callable[[Sequence[Tensor]], _T]) -> _T:
@@ -169,7 +184,7 @@ class LateFlow(Flow):
 
     def end_step(self) -> None:
         super().end_step()
-        kept = self._weights if self.policy.old_weights == "copies" else None
+        kept = self._weights if self.policy.old_weights != "new" else None
         if kept is not None and any(graph.weights is kept for graph in self._graphs):
             kept.part()
 
@@ -178,9 +193,12 @@ class LateFlow(Flow):
         if self._phase in LATE:
             self.flush()
         carried = [None if grad is None else grad.clone() for grad in self._carried]
-        return {**super().state_dict(), "carried": carried}
+        before = self._prediction.state_dict() if self._prediction is not None else []
+        return {**super().state_dict(), "carried": carried, "before": before}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         super().load_state_dict(state)
+        if self._prediction is not None:
+            self._prediction.load_state_dict(state.get("before", []))
         carried: list[Tensor | None] = state.get("carried", [])
         self._carried = [None if grad is None else grad.to(self.device, copy=True) for grad in carried]

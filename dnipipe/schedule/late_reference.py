@@ -1,9 +1,9 @@
 """The policies `stale` and `corrected` in one process: the oracle of late.py.
 
-Old weights are a deep copy of each stage per step, so nothing here shares memory with what the optimizer moves; with
-old_weights "new" the parameters of that copy share theirs, and follow every update. Time goes by slots: in slot t
-microbatch t goes forward through all stages, and each stage goes backward with that of `delay` slots ago, from the last
-stage to the first.
+Old weights are deep copies of each stage, so nothing here shares memory with what the optimizer moves; with
+old_weights "new" the parameters of that copy share theirs, and follow every update; "predicted" moves them on. Time
+goes by slots: in slot t microbatch t goes forward through all stages, and each stage goes backward with that of `delay`
+slots ago, from the last stage to the first.
 """
 
 from __future__ import annotations
@@ -40,12 +40,33 @@ class LateReference(Reference):
         super().__init__(*args, **options)
         self._held: list[list[_Held]] = [[] for _ in self.stages]
         self._carried: list[dict[str, Tensor]] = [{} for _ in self.stages]
-        self._old: list[nn.Module] = []
+        self._old: list[dict[int, nn.Module]] = [{} for _ in self.stages]
+        self._newest: list[list[Tensor]] = []
+        self._before: list[list[Tensor]] = []
         self._first = 0
 
     def _begin_step(self) -> None:
         self._first = self.microbatch
-        self._old = [self._kept(stage) for stage in self.stages] if self.phase in LATE else []
+        self._before, self._newest = (
+            self._newest,
+            [[each.detach().clone() for each in stage.parameters()] for stage in self.stages],
+        )
+        self._old = [{} for _ in self.stages]
+
+    def _late(self, index: int) -> int:
+        """Steps from the forward of the present microbatch to its last backward."""
+        delay = self.policy.delay(index, len(self.stages))
+        return (self.microbatch - self._first + delay) // self.num_microbatches
+
+    def _weights_for(self, index: int) -> nn.Module:
+        """The stage with which the present microbatch goes forward and backward."""
+        ahead = self._late(index) if self.policy.old_weights == "predicted" and self._before else 0
+        if ahead not in self._old[index]:
+            kept = self._old[index][ahead] = self._kept(self.stages[index])
+            if ahead:
+                for each, now, before in zip(kept.parameters(), self._newest[index], self._before[index], strict=True):
+                    each.data = torch.add(now, now - before, alpha=ahead)
+        return self._old[index][ahead]
 
     def _kept(self, stage: nn.Module) -> nn.Module:
         """What the backwards of this step go through."""
@@ -58,10 +79,11 @@ class LateReference(Reference):
     def _microbatch(self, x: Tensor, target: Tensor, label: Tensor | None) -> Tensor:
         if self.phase not in LATE:
             return super()._microbatch(x, target, label)
-        trained, self.stages = self.stages, self._old
+        weights = [self._weights_for(index) for index in range(len(self.stages))]
+        trained, self.stages = self.stages, weights
         inputs, outputs = self._forward(x)
         self.stages = trained
-        for index, old in enumerate(self._old):
+        for index, old in enumerate(weights):
             kept = [output for output in outputs[index] if output.requires_grad]
             received = [leaf for leaf in inputs[index] if leaf.requires_grad]
             self._held[index].append(_Held(self.microbatch, old, received, kept, label))
@@ -71,7 +93,7 @@ class LateReference(Reference):
         for index in reversed(range(len(self.stages))):
             delay = self.policy.delay(index, len(self.stages))
             newest = self._held[index][-1]
-            if self.phase == "corrected" and newest.microbatch - self._first + delay >= self.num_microbatches:
+            if self.phase == "corrected" and self._late(index):
                 newest.predicted = self._learner(index).predict([each.detach() for each in newest.outputs], label)
                 self._backward(index, newest, newest.predicted, self._grads(index))
             if self._held[index][0].microbatch == self.microbatch - delay:

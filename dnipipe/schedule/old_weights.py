@@ -38,18 +38,19 @@ class OldWeights:
     """The weights of one step.
 
     Args: module: its parameters must be attributes of it and its submodules, as nn.Module registers them.
+          values: for the parameters that need a gradient, in order; None: their own memory.
     """
 
-    def __init__(self, module: nn.Module) -> None:
-        copies: dict[nn.Parameter, nn.Parameter] = {}
+    def __init__(self, module: nn.Module, values: Sequence[Tensor] | None = None) -> None:
+        trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
+        # of .data, which has a count of changes of its own: detach() would share p's, and torch would take the
+        # optimizer's step for a change of what the graph saved
+        own = [parameter.data for parameter in trained] if values is None else values
+        copies = {parameter: nn.Parameter(value) for parameter, value in zip(trained, own, strict=True)}
         self._module, self._places = module, list[tuple[nn.Module, str, nn.Parameter, nn.Parameter]]()
         for owner in module.modules():
             for name, parameter in owner.named_parameters(recurse=False, remove_duplicate=False):
-                if parameter.requires_grad:
-                    # of .data, which has a count of changes of its own: detach() would share p's, and torch would
-                    # take the optimizer's step for a change of what the graph saved
-                    if parameter not in copies:
-                        copies[parameter] = nn.Parameter(parameter.data)
+                if parameter in copies:
                     self._places.append((owner, name, parameter, copies[parameter]))
         self._copies = list(copies.items())
         self._parted: list[tuple[int, ...]] | None = None  # what was written when the parameters got other memory

@@ -23,7 +23,7 @@ from ..plan.phases import AUTO as AUTO
 from ..plan.phases import LATE as LATE
 from ..plan.phases import PREDICTING, Phase, parse_phases, text_of
 
-OLD_WEIGHTS = ("copies", "new")  # what a late backward sees
+OLD_WEIGHTS = ("copies", "new", "predicted")  # what a late backward sees
 DEFAULT_LAG = 2
 
 
@@ -42,8 +42,9 @@ class Policy:
           S - i (None), which leaves no time for a transfer, to 2 (S - i) - 1, which leaves each way of one a slot of
           its own, at up to twice the lateness; or of the first stage alone (plan/in_flight.py). "auto": the fewest
           that hide the transfers measured at the first step (plan/dial.py).
-          old_weights: what a late backward sees under stale and corrected: "copies" of the weights of its forward, or
-          "new", the weights as they are by then (old_weights.py).
+          old_weights: what a late backward sees under stale and corrected: "copies" of the weights of its forward;
+          "new", the weights as they are by then (old_weights.py); "predicted", as copies, but forward and backward go
+          with weights foretold for the backward (weight_prediction.py).
     Raises: ValueError for an unknown name, phases that make no sense, or a value out of range.
     """
 

@@ -1,0 +1,75 @@
+"""Weights some updates ahead, for microbatches whose gradient will join a later update.
+
+    w(t + l) is about w(t) + l (w(t) - w(t - 1))        l: updates from the forward to the backward
+
+A gradient that is l updates late is then one at about the weights that it moves. Optimizers with momentum move the
+weights much the same way for some updates, so the newest update foretells the next ones, whatever the optimizer is.
+
+Sources: Chen et al. 2018, SpecTrain; Guan et al. 2019, XPipe, which predict by the optimizer's moments instead.
+
+Price: the weights of the step before, and in place of one copy for each update that falls between a forward and its
+backward, one for each number of updates that occurs in a step: at most one more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from .old_weights import OldWeights
+
+Masters: TypeAlias = Mapping[nn.Parameter, Tensor]
+"""What the optimizer moves, by parameter, where that is not the parameter itself: float32 copies of half precision."""
+
+
+class WeightPrediction:
+    """The weights of one stage, this step's and those foretold.
+
+    Args: module: the stage. masters: of parameters in half precision, in which an update may be lost.
+    """
+
+    def __init__(self, module: nn.Module, masters: Masters | None = None) -> None:
+        self._module, self._masters = module, masters or {}
+        self._newest: list[Tensor] = []  # the weights of this step
+        self._before: list[Tensor] = []  # those of the step before, in which they may be the same
+        self._made: dict[int, OldWeights] = {}
+
+    def begin_step(self) -> None:
+        """Call it at each step, so that the newest update is known when the first prediction is wanted."""
+        self._before, self._newest = self._newest, [value.clone() for value in self._values()]
+        self._made = {}
+
+    def ahead(self, updates: int) -> OldWeights | None:
+        """The weights foretold for so many updates from now; None before the first update."""
+        if not self._before:
+            return None
+        if updates not in self._made:
+            self._made[updates] = OldWeights(
+                self._module,
+                [
+                    torch.add(now, now - before, alpha=updates).to(parameter.dtype)
+                    for parameter, now, before in zip(self._trained(), self._newest, self._before, strict=True)
+                ],
+            )
+        return self._made[updates]
+
+    def _trained(self) -> list[nn.Parameter]:
+        return [parameter for parameter in self._module.parameters() if parameter.requires_grad]
+
+    def _values(self) -> list[Tensor]:
+        return [self._masters.get(parameter, parameter).detach() for parameter in self._trained()]
+
+    def state_dict(self) -> list[Tensor]:
+        """The weights of the newest step, which the next one is compared with."""
+        return [value.clone() for value in self._newest]
+
+    def load_state_dict(self, state: Sequence[Tensor]) -> None:
+        """{} or another cut's begins anew: there is no prediction in the next step."""
+        values = self._values()
+        fits = [value.shape for value in values] == [value.shape for value in state]
+        kept = zip(state, values, strict=True) if fits else ()
+        self._newest = [value.to(own.device, own.dtype, copy=True) for value, own in kept]
+        self._before, self._made = [], {}

@@ -1,0 +1,107 @@
+"""Late microbatches under foretold weights: against the oracle bit for bit, saved and resumed, in half precision."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from dnipipe.schedule.old_weights import OldWeights
+from dnipipe.schedule.weight_prediction import WeightPrediction
+from tests.ranks import run_ranks
+from tests.schedule.harness import Case, Oracle, Pipeline, differences
+
+STEPS = 7
+
+
+def _cases(world: int) -> list[Case]:
+    kinds = itertools.cycle([("mlp", "mlp", "local"), ("sequence", "linear", "relay"), ("mlp", "linear", "none")])
+    optimizers, in_flight = itertools.cycle(["optimizer", "adamw"]), itertools.cycle([None, 2 * world - 1])
+    cases = []
+    for policy, m, unlock in itertools.product(("stale", "corrected"), (1, 2, 4), (0, 2)):
+        kind, interface, labels = next(kinds)
+        case = Case(kind, interface, m, policy, unlock_after_steps=unlock, labels=labels, old_weights="predicted")
+        case.optimizer, case.in_flight = next(optimizers), next(in_flight)
+        cases.append(case)
+    return cases
+
+
+def _equal(rank: int, world: int) -> list[str]:
+    wrong = []
+    for case in _cases(world):
+        pipeline, oracle = Pipeline(rank, world, case), Oracle(world, case)
+        for step in range(STEPS):
+            pipeline.step(step)
+            oracle.step(step)
+        wrong += [f"{case}: {each}" for each in differences(pipeline, oracle)]
+    return wrong
+
+
+@pytest.mark.parametrize("world", [2, 3, 4])
+def test_foretold_weights_equal_the_oracles(world: int) -> None:
+    assert run_ranks(world, _equal) == [[]] * world
+
+
+def _resumed(rank: int, world: int) -> list[str]:
+    case = Case("mlp", "linear", 1, "stale", labels="none", optimizer="adamw", old_weights="predicted")
+    saving, resumed = Pipeline(rank, world, case), Pipeline(rank, world, case)
+    for step in range(8):
+        saving.step(step)
+        if step == 4:
+            parts = (saving.module.state_dict(), saving.optimizer.state_dict(), saving.schedule.state_dict())
+            saved = copy.deepcopy(parts)
+    resumed.module.load_state_dict(saved[0])
+    resumed.optimizer.load_state_dict(saved[1])
+    resumed.schedule.load_state_dict(saved[2])
+    for step in range(5, 8):
+        resumed.step(step)
+    same = all(torch.equal(a, b) for a, b in zip(saving.state(), resumed.state(), strict=True))
+    return [] if same else ["the resumed run ends otherwise"]
+
+
+def test_a_run_goes_on_with_the_newest_update() -> None:
+    assert run_ranks(3, _resumed) == [[], [], []]
+
+
+def _weights(ahead: OldWeights | None) -> Tensor:
+    assert ahead is not None
+    (copy_,) = [kept for _, kept in ahead._copies]
+    return copy_.detach()
+
+
+def test_the_foretelling_goes_along_the_newest_update() -> None:
+    module = nn.Linear(2, 2, bias=False)
+    prediction = WeightPrediction(module)
+    prediction.begin_step()
+    assert prediction.ahead(1) is None  # no update yet
+    first = module.weight.detach().clone()
+    with torch.no_grad():
+        module.weight.add_(0.25)
+    prediction.begin_step()
+    assert torch.equal(_weights(prediction.ahead(3)), module.weight + 3 * (module.weight - first))
+    assert prediction.ahead(3) is prediction.ahead(3)  # one copy, however many microbatches use it
+
+
+def test_masters_know_updates_that_half_precision_loses() -> None:
+    module = nn.Linear(2, 2, bias=False).to(torch.bfloat16)
+    master = module.weight.detach().float()
+    predictions = [WeightPrediction(module), WeightPrediction(module, {module.weight: master})]
+    for _ in range(2):
+        for prediction in predictions:
+            prediction.begin_step()
+        master += master * 2**-10  # a quarter of the distance to the next bfloat16
+        module.weight.data.copy_(master)
+    blind, told = (_weights(prediction.ahead(16)) for prediction in predictions)
+    assert blind.dtype == told.dtype == torch.bfloat16
+    assert torch.equal(blind, module.weight) and not torch.equal(told, module.weight)
+
+
+def test_the_state_of_another_cut_begins_anew() -> None:
+    one, other = WeightPrediction(nn.Linear(2, 2)), WeightPrediction(nn.Linear(3, 3))
+    one.begin_step()
+    other.load_state_dict(one.state_dict())
+    other.begin_step()
+    assert other.ahead(1) is None
