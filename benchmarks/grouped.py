@@ -9,7 +9,7 @@ few groups of microbatches, mostly one large and some small:
                                  stage 2 0 0 0 0 0   0   0   1
 
 The same algorithm as dnipipe/schedule/late_reference.py, which it is tested against: only sums are taken in another
-order. The weights that a late backward sees can be chosen here, to compare.
+order.
 """
 
 from __future__ import annotations
@@ -18,19 +18,15 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from dnipipe.interface import Learner
+from dnipipe.plan.phases import PREDICTING
 from dnipipe.schedule.old_weights import OldWeights
-from dnipipe.schedule.policy import Policy
-
-Weights = Literal["old", "new", "ahead"]
-"""Of a late backward: old: those of its forward. new: of its own step, meeting old activations (PACI, arXiv
-2606.07881). ahead: the forward and the backward of a late microbatch use weights extrapolated to the step of its
-backward, along the newest update (weight prediction: Chen et al. 2018, SpecTrain; Guan et al. 2019, XPipe)."""
+from dnipipe.schedule.policy import LATE, Policy
+from dnipipe.schedule.weight_prediction import Masters, WeightPrediction
 
 
 @dataclass(frozen=True)
@@ -42,11 +38,12 @@ class Group:
     late: tuple[int, ...]
 
 
-def groups(policy: Policy, num_stages: int, num_microbatches: int, *, waits: bool) -> list[Group]:
+def groups(policy: Policy, num_stages: int, num_microbatches: int, *, step: int) -> list[Group]:
     """The microbatches of one step, in order."""
+    holds = policy.at(step) in LATE
     found: list[Group] = []
     for microbatch in range(num_microbatches):
-        delays = [0 if waits else policy.delay(stage, num_stages) for stage in range(num_stages)]
+        delays = [policy.delay(stage, num_stages) if holds else 0 for stage in range(num_stages)]
         late = tuple((microbatch + delay) // num_microbatches for delay in delays)
         if found and found[-1].late == late:
             found[-1] = Group(found[-1].first, found[-1].count + 1, late)
@@ -59,7 +56,8 @@ def groups(policy: Policy, num_stages: int, num_microbatches: int, *, waits: boo
 class _Held:
     """A group between its forward and its last backward. inputs, outputs, weights, predicted: by stage.
 
-    next: the stage to go backward next, from the last to the first.
+    next: the stage to go backward next, from the last to the first. corrected: it went backward against
+    what was predicted, and does so again.
     """
 
     born: int
@@ -70,13 +68,14 @@ class _Held:
     weights: list[OldWeights | None]
     next: int
     predicted: dict[int, Tensor] = field(default_factory=dict)
+    corrected: bool = False
 
 
 class Grouped:
     """step() leaves in .grad the sums over the M microbatches of what Reference leaves with scale_grads=False.
 
     Args: stages: modules of one tensor each. learners: one per stage, None for the last. loss_fn: (output, target) ->
-          mean loss. masters: of weights="ahead" alone: what the optimizer moves, by parameter.
+          mean loss. policy: with steps_per_update 1. masters: as of WeightPrediction.
     """
 
     def __init__(
@@ -87,32 +86,32 @@ class Grouped:
         *,
         num_microbatches: int,
         policy: Policy,
-        weights: Weights = "old",
-        masters: dict[Tensor, Tensor] | None = None,
+        masters: Masters | None = None,
     ) -> None:
         self.stages, self.learners, self.loss_fn = list(stages), list(learners), loss_fn
-        self.num_microbatches, self.policy, self.weights = num_microbatches, policy, weights
+        self.num_microbatches, self.policy = num_microbatches, policy
         self.step_count = 0
-        self._masters, self._before = masters or {}, dict[Tensor, Tensor]()
+        predicts = policy.late and policy.late_weights == "predicted"
+        self._predictions = [WeightPrediction(stage, masters) for stage in stages] if predicts else []
         self._held: list[_Held] = []
         self._lessons: dict[int, list[tuple[int, Tensor, Tensor, Tensor]]] = defaultdict(list)
 
     def step(self, x: Tensor, target: Tensor) -> Tensor:
         """Returns the mean loss, (), detached."""
         last, losses = len(self.stages) - 1, []
-        waits = self.policy.waits(self.step_count)
-        holds = self.policy.late and not waits
+        phase = self.policy.at(self.step_count)
+        holds, predicts = phase in LATE, phase in PREDICTING
         self._current = [OldWeights(stage) for stage in self.stages] if holds else []
-        self._made_ahead: dict[tuple[int, int], OldWeights] = {}
+        for prediction in self._predictions:
+            prediction.begin_update()
         size = len(x) // self.num_microbatches
-        for group in groups(self.policy, last + 1, self.num_microbatches, waits=waits):
+        for group in groups(self.policy, last + 1, self.num_microbatches, step=self.step_count):
             rows = slice(group.first * size, (group.first + group.count) * size)
             held = self._forward(x[rows], target[rows], group)
             losses.append(held.outputs[-1].detach())
-            if not waits and self.policy.predicts:
-                for stage in range(last):
-                    if group.late[stage] or not holds:
-                        self._predict(held, stage, uses_it_twice=holds)
+            for stage in range(last if predicts else 0):
+                if group.late[stage] or not holds:
+                    self._predict(held, stage, is_corrected=holds)
         for held in self._held:
             while held.next >= 0 and held.born + held.group.late[held.next] <= self.step_count:
                 self._go_backward(held)
@@ -140,23 +139,18 @@ class Grouped:
     def _weights(self, stage: int, late: int) -> OldWeights | None:
         if not self._current:
             return None
-        if self.weights != "ahead" or not late or not self._before:
-            return self._current[stage]
-        if (stage, late) not in self._made_ahead:
-            made = self._made_ahead[stage, late] = OldWeights(self.stages[stage])
-            for parameter, copy in made._copies:
-                now = self._masters[parameter].detach()
-                copy.data = torch.add(now, now - self._before[parameter], alpha=late).to(parameter.dtype)
-        return self._made_ahead[stage, late]
+        ahead = self._predictions[stage].ahead(late) if self._predictions else None
+        return ahead or self._current[stage]
 
-    def _predict(self, held: _Held, stage: int, *, uses_it_twice: bool) -> None:
+    def _predict(self, held: _Held, stage: int, *, is_corrected: bool) -> None:
         """Remembers what the predictor says; under `corrected` the group goes backward against it at once."""
         learner = self.learners[stage]
         assert learner is not None, "a predictor per stage but the last"
         parts = zip(held.outputs[stage].detach().chunk(held.group.count), held.labels, strict=True)
         predicted = torch.cat([learner.predict([part], label)[0] for part, label in parts])
         held.predicted[stage] = predicted
-        if uses_it_twice:
+        if is_corrected:
+            held.corrected = True
             self._backward(held, stage, predicted, again=True)
 
     def _go_backward(self, held: _Held) -> None:
@@ -169,7 +163,7 @@ class Grouped:
         predicted = held.predicted.get(stage)
         if predicted is None:
             self._backward(held, stage, true)
-        elif self.policy.late:
+        elif held.corrected:
             self._backward(held, stage, true - predicted)
         else:
             self._backward(held, stage, predicted)
@@ -186,7 +180,7 @@ class Grouped:
         """When a predictor learns: at once, or where it was used in place of the true gradient, `lag` later."""
         if self.learners[stage] is None:
             return
-        synthetic = stage in held.predicted and not self.policy.late
+        synthetic = stage in held.predicted and not held.corrected
         count = held.group.count
         parts = zip(held.outputs[stage].detach().chunk(count), held.labels, true.chunk(count), strict=True)
         for microbatch, (activation, label, part) in enumerate(parts, held.group.first):
@@ -201,10 +195,8 @@ class Grouped:
         for learner in self.learners:
             if learner is not None:
                 learner.end_step()
-        if self.weights != "new":
+        if self.policy.late_weights != "new":
             for stage, weights in enumerate(self._current):
                 if any(held.weights[stage] is weights and held.next >= stage for held in self._held):
                     weights.part()
-        if self.weights == "ahead":
-            self._before = {parameter: master.detach().clone() for parameter, master in self._masters.items()}
         self.step_count += 1

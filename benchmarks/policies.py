@@ -8,7 +8,7 @@ the card. A run is POLICY[/INTERFACE][:KEY=VALUE[,VALUE...]]..., where each list
 
     M            microbatches of a step (8)            S        stages (--stages)
     opt          AdamW or Muon (--optimizers)          unlock   synchronous steps at the beginning (--unlock)
-    in_flight    of the first stage, S to 2 S - 1 (S)  weights  of a late backward: old, new or ahead (old)
+    in_flight    of the first stage, S to 2 S - 1 (S)  weights  of a late backward: predicted, old, new
     lr           peak learning rate (--learning-rate)  before   POLICY@STEP: this one until then, after unlocking
     seed         (--seeds)
 
@@ -41,7 +41,6 @@ from benchmarks.policy_rows import PolicyRow, markdown, show
 from benchmarks.policy_run import Size, Spec, cut_model, run
 from benchmarks.recipe_text import recipe_corpus
 from benchmarks.rows import read_rows_of, write_rows
-from dnipipe.schedule.policy import Policy
 
 POLICIES = ("wait", "stale", "corrected", "synthetic")
 KEYS = ("M", "S", "opt", "unlock", "in_flight", "weights", "lr", "before", "seed")
@@ -126,7 +125,7 @@ def _base(spec: Spec, size: Size, options: argparse.Namespace, command: str, par
         microbatches=spec.microbatches,
         unlock_after_steps=size.steps if spec.policy == "wait" else spec.unlock_after_steps,
         in_flight=spec.in_flight,
-        weights=spec.weights,
+        late_weights=spec.late_weights,
         seed=spec.seed,
         learning_rate=spec.learning_rate,
         planned_steps=size.steps,
@@ -169,7 +168,7 @@ def parse(text: str, options: argparse.Namespace) -> Iterator[Spec]:
         "opt": options.optimizers.split(","),
         "unlock": [str(options.unlock)],
         "in_flight": [""],
-        "weights": ["old"],
+        "weights": ["predicted"],
         "lr": [str(options.learning_rate)],
         "before": [""],
         "seed": options.seeds.split(","),
@@ -189,7 +188,7 @@ def parse(text: str, options: argparse.Namespace) -> Iterator[Spec]:
             microbatches=int(m),
             unlock_after_steps=int(unlock),
             in_flight=int(in_flight) if in_flight else None,
-            weights=weights,  # type: ignore[arg-type]  # check() looks
+            late_weights=weights,
             seed=int(seed),
             learning_rate=float(lr),
             before=first or None,
@@ -205,16 +204,13 @@ def check(spec: Spec, size: Size) -> None:
     """Raises: ValueError: what no run can be."""
     if spec.optimizer not in ("AdamW", "Muon"):
         raise ValueError(f"opt={spec.optimizer}: choose AdamW or Muon")
-    if spec.weights not in ("old", "new", "ahead"):
-        raise ValueError(f"weights={spec.weights}: choose old, new or ahead")
     if spec.before is not None and spec.before not in ("synthetic", "stale", "corrected"):
         raise ValueError(f"before={spec.before}@...: choose synthetic, stale or corrected")
     if spec.microbatches < 1 or size.batch_size % spec.microbatches:
         raise ValueError(f"M={spec.microbatches}: --batch-size {size.batch_size} must be a multiple of it")
     if not 1 <= spec.stages <= size.blocks:
         raise ValueError(f"S={spec.stages}: must be from 1 to --blocks {size.blocks}")
-    policy: Policy = spec.policy_at(spec.switch_step)
-    policy.check(spec.stages)
+    spec.phases.check(spec.stages)
 
 
 def _size(options: argparse.Namespace) -> Size:

@@ -45,7 +45,8 @@ def _unlocked(name: str, spec: Spec, transfer: float, interface_share: float) ->
         return 1.0
     own, second = interface_share if name != "stale" else 0.0, 0.0
     if name == "corrected":
-        of_step = groups(spec.policy_at(spec.switch_step), spec.stages, spec.microbatches, waits=False)
+        last = max(spec.unlock_after_steps, spec.switch_step)
+        of_step = groups(spec.phases, spec.stages, spec.microbatches, step=last)
         late = sum(group.count for group in of_step if group.late[0])
         second = late / spec.microbatches * BACKWARD / (FORWARD + BACKWARD)
     slot = 1 + own + second

@@ -12,6 +12,7 @@ from rich.console import Console
 
 from benchmarks.rows import grouped
 from benchmarks.table import drawn, marked, print_whole, said
+from dnipipe.schedule.policy import LATE
 
 
 @dataclass(frozen=True)
@@ -19,7 +20,7 @@ class PolicyRow:
     """In a file, a flat JSON object.
 
     Fields:
-        policy, interface, weights, in_flight: as benchmarks.policies takes them; policy may be "synthetic then stale".
+        policy, interface, late_weights, in_flight: as benchmarks.policies takes them, before included.
         unlock_after_steps: of `wait` at the beginning; for `wait` itself all of them.
         steps: that were run. curve: [step, bits per byte of a quarter of the validation sequences].
         val_bpb: at the end, of all of them; None if it was not a number.
@@ -36,7 +37,7 @@ class PolicyRow:
     microbatches: int
     unlock_after_steps: int
     in_flight: int | None
-    weights: str
+    late_weights: str
     seed: int
     learning_rate: float
     planned_steps: int
@@ -64,7 +65,7 @@ class PolicyRow:
     def label(self) -> str:
         """As a reader tells it from others, without M."""
         parts = [self.policy, self.interface or ""]
-        parts += [f"{self.weights} weights"] if self.weights != "old" else []
+        parts += [f"{self.late_weights} weights"] if self.policy.endswith(LATE) else []
         parts += [f"{self.in_flight} in flight"] if self.in_flight else []
         return " ".join(part for part in parts if part)
 

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from benchmarks.grouped import Grouped, Weights
+from benchmarks.grouped import Grouped
 from benchmarks.policy_rows import PolicyRow, write_part
 from benchmarks.workload import token_loss
 from dnipipe.data import ByteCorpus
@@ -25,6 +25,7 @@ from launch.gpt import byte_gpt
 HEAD_WIDTH = 64
 WARMUP_STEPS, FINAL_FRACTION, WEIGHT_DECAY, CLIP = 100, 0.1, 0.1, 1.0
 CURVE_POINTS = 12
+WAIT = "wait"
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ class Size:
 
 @dataclass(frozen=True)
 class Spec:
-    """What one run is. before: the policy between the unlocking and `switch_step`, if there is another one first."""
+    """What one run is. before: the policy from the unlocking to `switch_step`, if there is another one first."""
 
     policy: str
     interface: str | None
@@ -52,18 +53,23 @@ class Spec:
     microbatches: int
     unlock_after_steps: int
     in_flight: int | None
-    weights: Weights
+    late_weights: str
     seed: int
     learning_rate: float
     before: str | None = None
     switch_step: int = 0
 
-    def policy_at(self, step: int) -> Policy:
-        name = self.before if self.before is not None and step < self.switch_step else self.policy
-        if name == "wait":
+    @property
+    def phases(self) -> Policy:
+        if self.policy == "wait":
             return Policy("wait")
-        late = name in ("stale", "corrected")
-        return Policy(name, unlock_after_steps=self.unlock_after_steps, in_flight=self.in_flight if late else None)
+        phases = [(name, count) for name, count in ((WAIT, self.unlock_after_steps), self._first) if count > 0]
+        name = ",".join([*(f"{name}:{count}" for name, count in phases), self.policy])
+        return Policy(name, in_flight=self.in_flight, late_weights=self.late_weights)
+
+    @property
+    def _first(self) -> tuple[str, int]:
+        return self.before or WAIT, (self.switch_step - self.unlock_after_steps) if self.before else 0
 
 
 class Trained:
@@ -95,14 +101,6 @@ class Trained:
             make_learner(spec.interface, size, spec.microbatches) if index < spec.stages - 1 else None
             for index in range(spec.stages)
         ]
-
-    def masters(self) -> dict[Tensor, Tensor]:
-        """What the optimizers move, by parameter."""
-        return {
-            parameter: optimizer._weights[name]
-            for optimizer in self.optimizers
-            for name, parameter in optimizer._parameters.items()
-        }
 
 
 def cut_model(size: Size, num_stages: int, seed: int) -> list[nn.Sequential]:
@@ -152,15 +150,13 @@ def run(spec: Spec, size: Size, base: PolicyRow, corpus_folder: Path, part: Path
         trained.learners,
         token_loss,
         num_microbatches=spec.microbatches,
-        policy=spec.policy_at(0),
-        weights=spec.weights,
-        masters=trained.masters() if spec.weights == "ahead" else None,
+        policy=spec.phases,
+        masters={each: copy for optimizer in trained.optimizers for each, copy in optimizer.masters.items()},
     )
     curve: list[tuple[int, float]] = []
     start_s = time.perf_counter()
     marks = {round(size.steps * (point + 1) / CURVE_POINTS) for point in range(CURVE_POINTS)}
     for step in range(size.steps):
-        grouped.policy = spec.policy_at(step)
         x, y = corpus.batch("train", step=step, batch_size=size.batch_size, seq_len=size.seq_len, seed=spec.seed)
         grouped.step(x.to(device), y.to(device))
         for optimizer in trained.optimizers:

@@ -107,8 +107,9 @@ class PipelineConfig(Section):
     in_flight: int | list[int] | Literal["auto"] | None = None
     """Micro-batches that stages hold under stale and corrected: of the first of S, from S to 2 S - 1, or of each but
     the last, falling, stage i's from S - i to 2 (S - i) - 1. null: S - i. auto: by transfers measured at the start."""
-    old_weights: Literal["copies", "new"] = "copies"
-    """What a late backward sees under stale and corrected: copies of the weights of its forward, or the new ones."""
+    late_weights: Literal["predicted", "old", "new"] = "predicted"
+    """Of a backward in a later step than its forward, under stale and corrected: foretold at the forward for the step
+    of the backward; copies of those of the forward; or those of the backward, which meet old activations."""
     unlock_after_steps: int | None = None
     """Optimizer steps under `wait` before a policy of one name; at least 0, null for none, or for what auto chooses."""
     transport: Literal["auto", "group", "direct"] = "auto"

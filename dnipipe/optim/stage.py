@@ -62,7 +62,7 @@ class StageOptimizer:
     ) -> None:
         self._learning_rate = learning_rate
         self.clip: Clip = StageClip(0.0) if clip is None else clip
-        self._parameters = {n: p for n, p in module.named_parameters() if p.requires_grad}
+        self._parameters: dict[str, nn.Parameter] = {n: p for n, p in module.named_parameters() if p.requires_grad}
         self._weights: dict[str, Tensor] = {
             n: p.detach().float().requires_grad_() if master_weights and p.dtype in HALF else p
             for n, p in self._parameters.items()
@@ -82,6 +82,11 @@ class StageOptimizer:
             self._optimizers.append(
                 torch.optim.Muon(muon, lr=rate, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw")
             )
+
+    @property
+    def masters(self) -> dict[nn.Parameter, Tensor]:
+        """The float32 copies in use, by parameter; none where the parameter itself is moved."""
+        return {p: self._weights[n] for n, p in self._parameters.items() if self._weights[n] is not p}
 
     @property
     def grad_norm(self) -> Tensor:

@@ -28,6 +28,7 @@ from .late import LateFlow
 from .ledger import Downward, Upward
 from .policy import Policy
 from .replicas import averager, start_alike
+from .weight_prediction import Masters
 
 InterfaceChoice = str | nn.Module | Sequence[str | nn.Module] | None
 OptimizerFactory = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
@@ -54,11 +55,13 @@ def open_flow(
     transport: str = "auto",
     announces: bool = False,
     holds_graphs: bool = False,
+    masters: Masters | None = None,
 ) -> Flow:
     """The flow of a stage with its two boundaries. Every rank of the pipeline must call it at the same time.
 
     Args: announces: whether shapes may differ from one microbatch to the next; needs policy.post_ahead False, and a
           transport other than "direct". holds_graphs: whether the engine can leave graphs to the flow (LateFlow.hold).
+          masters: as of LateFlow.
     """
     here, device = stage.stage_index, torch.device(stage.device)
     of_group = dist.get_process_group_ranks(stage.group or dist.group.WORLD)
@@ -101,7 +104,7 @@ def open_flow(
         "device": device,
         "trace": trace,
     }
-    return LateFlow(module=stage.submod, **parts) if holds_graphs else Flow(**parts)
+    return LateFlow(module=stage.submod, masters=masters, **parts) if holds_graphs else Flow(**parts)
 
 
 def agree_over(facts: Facts, stage: Any) -> Agreement:

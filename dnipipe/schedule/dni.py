@@ -11,7 +11,7 @@ The class only translates between torch's stage and `Flow`, which holds the algo
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -53,7 +53,9 @@ class ScheduleDNI(PipelineScheduleSingle):
       optimizer: of the weights, "AdamW" or "Muon", which auto goes by; None: another.
       in_flight: microbatches that each stage but the last holds under stale and corrected, or the first alone; "auto"
         measures how many hide the transfers; None: the least, num_stages - i on stage i (Policy).
-      old_weights: what a late backward sees: "copies" of the weights of its forward, or "new", those of then (Policy).
+      late_weights: of a late backward: "predicted" for it at its forward, "old" or "new" (Policy). steps_per_update:
+        step() calls for each step of the optimizer. master_weights: float32 copies that it moves, by parameter, where
+        parameters are in half precision; predictions are made of them.
       lag: microbatches between an activation and the true gradient that trains its predictor; also how far a stage may
         lead the next one. At least 1.
       transport: what carries the exchanges: "group" (the process group: NCCL, gloo), "direct" (copies between GPUs of
@@ -91,7 +93,9 @@ class ScheduleDNI(PipelineScheduleSingle):
         transport: str = "auto",
         post_ahead: bool | None = None,
         in_flight: int | Sequence[int] | str | None = None,
-        old_weights: str = "copies",
+        late_weights: str = "predicted",
+        steps_per_update: int = 1,
+        master_weights: Mapping[nn.Parameter, Tensor] | None = None,
         optimizer: str | None = None,
         num_classes: int | None = None,
         labels: str = "auto",
@@ -102,7 +106,8 @@ class ScheduleDNI(PipelineScheduleSingle):
         data_parallel_groups: Sequence[dist.ProcessGroup] | None = None,
         trace: Trace | None = None,
     ) -> None:
-        self.policy = Policy(policy, lag, unlock_after_steps, post_ahead, in_flight, old_weights=old_weights)
+        weights = (late_weights, steps_per_update)
+        self.policy = Policy(policy, lag, unlock_after_steps, post_ahead, in_flight, *weights)
         check_arguments(stage, self.policy, n_microbatches, labels, transport, check_every_steps, timeout_s, optimizer)
         super().__init__(
             stage, n_microbatches, loss_fn, args_chunk_spec, kwargs_chunk_spec, output_merge_spec, scale_grads
@@ -123,6 +128,7 @@ class ScheduleDNI(PipelineScheduleSingle):
             data_parallel_groups=data_parallel_groups,
             transport=transport,
             optimizer=optimizer,
+            master_weights=master_weights,
             stage=stage,
         )
         groups = [stage.group, *self._preparation.replicas]

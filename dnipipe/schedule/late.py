@@ -77,7 +77,7 @@ class LateFlow(Flow):
         self._graphs: deque[_Graph] = deque()
         self._weights: OldWeights | None = None  # of this step
         self._used: OldWeights | None = None  # of the newest forward
-        predicts = self.policy.old_weights == "predicted" and self.down is not None
+        predicts = self.policy.late_weights == "predicted" and self.down is not None
         self._prediction = WeightPrediction(module, masters) if predicts else None
         # what completed backwards leave to the next update, one per parameter; () where there is nothing
         self._carried: Sequence[Tensor | None] = ()
@@ -97,21 +97,18 @@ class LateFlow(Flow):
             self._weights = None
         elif self._weights is None or not self._weights.current:
             self._weights = OldWeights(self.module)
-        if self._prediction is not None:
-            self._prediction.begin_step()
+        if self._prediction is not None and self.step % self.policy.steps_per_update == 0:
+            self._prediction.begin_update()
 
     def forward_weights(self) -> AbstractContextManager[None]:
-        self._used, late = self._weights, self._steps_late(self._forwarded)
+        self._used = self._weights
         if self._used is None:
             return super().forward_weights()
-        if self._prediction is not None and late:
-            self._used = self._prediction.ahead(late) or self._used
+        if self._prediction is not None:
+            first = self.microbatch - self.step % self.policy.steps_per_update * self.num_microbatches
+            place = (self.stage, self.num_stages, self._forwarded - first, self.num_microbatches)
+            self._used = self._prediction.ahead(self.policy.updates_late(*place)) or self._used
         return self._used.in_place()
-
-    def _steps_late(self, microbatch: int) -> int:
-        """Steps from the forward of a microbatch of this step to its last backward."""
-        delay = self.policy.delay(self.stage, self.num_stages)
-        return (microbatch - self.microbatch + delay) // self.num_microbatches
 
     def hold(self, outputs: Sequence[Tensor], inputs: Sequence[Tensor]) -> None:
         """After a forward and send(): keeps its graph, and goes backward with what is due.
@@ -122,14 +119,15 @@ class LateFlow(Flow):
         newest = self.down.pending[-1]
         graph = _Graph(newest.microbatch, self._used, outputs, inputs)
         self._graphs.append(graph)
-        if self.phase == "corrected" and self._steps_late(graph.microbatch) and newest.activations:
+        delay = self.policy.delay(self.stage, self.num_stages)
+        is_late = graph.microbatch + delay >= self.microbatch + self.num_microbatches
+        if self.phase == "corrected" and is_late and newest.activations:
             assert self.learner is not None, "the stages agreed on interfaces"
             with self._span("predict", graph.microbatch):
                 graph.predicted = scale.predict(self.learner, newest, self.grad_scale)
             with self._span("backward", graph.microbatch):
                 graph.backward(graph.predicted, again=True)
-        due = graph.microbatch - self.policy.delay(self.stage, self.num_stages)
-        while self._graphs and self._graphs[0].microbatch <= due:
+        while self._graphs and self._graphs[0].microbatch <= graph.microbatch - delay:
             self._go_backward(self.give)
 
     def _go_backward(self, give: Callable[[Sequence[Tensor]], _T]) -> _T:
@@ -184,7 +182,7 @@ class LateFlow(Flow):
 
     def end_step(self) -> None:
         super().end_step()
-        kept = self._weights if self.policy.old_weights != "new" else None
+        kept = self._weights if self.policy.late_weights != "new" else None
         if kept is not None and any(graph.weights is kept for graph in self._graphs):
             kept.part()
 

@@ -1,7 +1,7 @@
 """The policies `stale` and `corrected` in one process: the oracle of late.py.
 
 Old weights are deep copies of each stage, so nothing here shares memory with what the optimizer moves; with
-old_weights "new" the parameters of that copy share theirs, and follow every update; "predicted" moves them on. Time
+late_weights "new" the parameters of that copy share theirs, and follow every update; "predicted" moves them on. Time
 goes by slots: in slot t microbatch t goes forward through all stages, and each stage goes backward with that of `delay`
 slots ago, from the last stage to the first.
 """
@@ -43,24 +43,21 @@ class LateReference(Reference):
         self._old: list[dict[int, nn.Module]] = [{} for _ in self.stages]
         self._newest: list[list[Tensor]] = []
         self._before: list[list[Tensor]] = []
-        self._first = 0
+        self._first = self._since = 0
 
     def _begin_step(self) -> None:
         self._first = self.microbatch
-        self._before, self._newest = (
-            self._newest,
-            [[each.detach().clone() for each in stage.parameters()] for stage in self.stages],
-        )
+        if self.step_count % self.policy.steps_per_update == 0:
+            self._since, self._before = self.microbatch, self._newest
+            self._newest = [[each.detach().clone() for each in stage.parameters()] for stage in self.stages]
         self._old = [{} for _ in self.stages]
-
-    def _late(self, index: int) -> int:
-        """Steps from the forward of the present microbatch to its last backward."""
-        delay = self.policy.delay(index, len(self.stages))
-        return (self.microbatch - self._first + delay) // self.num_microbatches
 
     def _weights_for(self, index: int) -> nn.Module:
         """The stage with which the present microbatch goes forward and backward."""
-        ahead = self._late(index) if self.policy.old_weights == "predicted" and self._before else 0
+        ahead = 0
+        if self.policy.late_weights == "predicted" and self._before:
+            place = (index, len(self.stages), self.microbatch - self._since, self.num_microbatches)
+            ahead = self.policy.updates_late(*place)
         if ahead not in self._old[index]:
             kept = self._old[index][ahead] = self._kept(self.stages[index])
             if ahead:
@@ -71,7 +68,7 @@ class LateReference(Reference):
     def _kept(self, stage: nn.Module) -> nn.Module:
         """What the backwards of this step go through."""
         kept = copy.deepcopy(stage)
-        if self.policy.old_weights == "new":
+        if self.policy.late_weights == "new":
             for parameter, trained in zip(kept.parameters(), stage.parameters(), strict=True):
                 parameter.data = trained.data
         return kept
@@ -93,7 +90,7 @@ class LateReference(Reference):
         for index in reversed(range(len(self.stages))):
             delay = self.policy.delay(index, len(self.stages))
             newest = self._held[index][-1]
-            if self.phase == "corrected" and self._late(index):
+            if self.phase == "corrected" and newest.microbatch - self._first + delay >= self.num_microbatches:
                 newest.predicted = self._learner(index).predict([each.detach() for each in newest.outputs], label)
                 self._backward(index, newest, newest.predicted, self._grads(index))
             if self._held[index][0].microbatch == self.microbatch - delay:

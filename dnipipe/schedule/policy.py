@@ -23,7 +23,7 @@ from ..plan.phases import AUTO as AUTO
 from ..plan.phases import LATE as LATE
 from ..plan.phases import PREDICTING, Phase, parse_phases, text_of
 
-OLD_WEIGHTS = ("copies", "new", "predicted")  # what a late backward sees
+LATE_WEIGHTS = ("predicted", "old", "new")  # that a late backward goes through
 DEFAULT_LAG = 2
 
 
@@ -42,9 +42,11 @@ class Policy:
           S - i (None), which leaves no time for a transfer, to 2 (S - i) - 1, which leaves each way of one a slot of
           its own, at up to twice the lateness; or of the first stage alone (plan/in_flight.py). "auto": the fewest
           that hide the transfers measured at the first step (plan/dial.py).
-          old_weights: what a late backward sees under stale and corrected: "copies" of the weights of its forward;
-          "new", the weights as they are by then (old_weights.py); "predicted", as copies, but forward and backward go
-          with weights foretold for the backward (weight_prediction.py).
+          late_weights: with which a microbatch whose backward falls into a later step goes forward and backward under
+          stale and corrected: "predicted": foretold for the backward (weight_prediction.py); "old": those of the
+          forward, kept (old_weights.py); "new": for the backward those that are there by then, which meet old
+          activations.
+          steps_per_update: step() calls for each step of the optimizer, which comes after the last of them.
     Raises: ValueError for an unknown name, phases that make no sense, or a value out of range.
     """
 
@@ -53,7 +55,8 @@ class Policy:
     unlock_after_steps: int | None = None
     post_ahead: bool | None = None
     in_flight: int | Sequence[int] | str | None = None
-    old_weights: str = "copies"
+    late_weights: str = "predicted"
+    steps_per_update: int = 1
 
     def __post_init__(self) -> None:
         if isinstance(self.in_flight, list):
@@ -76,8 +79,10 @@ class Policy:
             raise ValueError(
                 f"in_flight is for the policies {' and '.join(LATE)}: with policy {self.name!r} leave it out"
             )
-        if self.old_weights not in OLD_WEIGHTS:
-            raise ValueError(f"unknown old_weights {self.old_weights!r}: choose one of {', '.join(OLD_WEIGHTS)}")
+        if self.late_weights not in LATE_WEIGHTS:
+            raise ValueError(f"unknown late_weights {self.late_weights!r}: choose one of {', '.join(LATE_WEIGHTS)}")
+        if self.steps_per_update < 1:
+            raise ValueError(f"steps_per_update must be at least 1 step() call, got {self.steps_per_update}")
         numbers = self.in_flight if isinstance(self.in_flight, tuple) else (self.in_flight,)
         if self.in_flight not in (None, AUTO) and not all(type(each) is int for each in numbers):
             raise ValueError(
@@ -151,6 +156,13 @@ class Policy:
         """Microbatches that go forward on `stage` before the first goes backward, under stale and corrected; also the
         lag of the boundary below it."""
         return self.held(num_stages)[stage] - 1
+
+    def updates_late(self, stage: int, num_stages: int, microbatch: int, num_microbatches: int) -> int:
+        """Updates between the forward and the last backward of a microbatch under stale and corrected.
+
+        Args: microbatch: since the last update, over all steps since then, from 0.
+        """
+        return (microbatch + self.delay(stage, num_stages)) // (num_microbatches * self.steps_per_update)
 
 
 def lag_of_wait(stage: int, num_stages: int) -> int:

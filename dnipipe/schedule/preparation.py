@@ -26,6 +26,7 @@ from .policy import AUTO, Policy
 from .replicas import replica_groups
 from .shapes import Shapes
 from .timing import measure_in_flight
+from .weight_prediction import Masters
 
 NO_LABEL = -100  # cross-entropy's ignore_index, which interfaces take for "no label"
 
@@ -60,13 +61,14 @@ class Preparation:
         data_parallel_groups: Sequence[dist.ProcessGroup] | None,
         transport: str,
         optimizer: str | None,
+        master_weights: Masters | None,
         stage: Any,
     ) -> None:
         self.policy, self.given, self.interface_optimizer = policy, given, interface_optimizer
         self.num_classes, self.labels, self.label_fn = num_classes, labels, label_fn
         self.timeout_s, self.trace, self.stage = timeout_s, trace, stage
         self.check_every_steps, self.fall_back, self.transport = check_every_steps, fall_back, transport
-        self.optimizer = optimizer
+        self.optimizer, self.master_weights = optimizer, master_weights
         # Now, because torch 2.11's sweep leaves FSDP's parameters unsharded, as if there were no replicas.
         found = replica_groups(stage.submod) if data_parallel_groups is None else data_parallel_groups
         self.replicas = [group for group in found if dist.get_world_size(group) > 1]
@@ -98,6 +100,7 @@ class Preparation:
                 self.trace,
                 self.transport,
                 holds_graphs=True,
+                masters=self.master_weights,
             )
             self._every_rank_has_target = assembly.all_ranks(batch.targets is not None, self.stage)
         if not torch_names.is_initialized(schedule, backward=training):

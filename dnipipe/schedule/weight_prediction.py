@@ -33,18 +33,18 @@ class WeightPrediction:
 
     def __init__(self, module: nn.Module, masters: Masters | None = None) -> None:
         self._module, self._masters = module, masters or {}
-        self._newest: list[Tensor] = []  # the weights of this step
-        self._before: list[Tensor] = []  # those of the step before, in which they may be the same
+        self._newest: list[Tensor] = []  # the present weights
+        self._before: list[Tensor] = []  # those before the newest update
         self._made: dict[int, OldWeights] = {}
 
-    def begin_step(self) -> None:
-        """Call it at each step, so that the newest update is known when the first prediction is wanted."""
+    def begin_update(self) -> None:
+        """Call it after each update, so that the newest is known when the first prediction is wanted."""
         self._before, self._newest = self._newest, [value.clone() for value in self._values()]
         self._made = {}
 
     def ahead(self, updates: int) -> OldWeights | None:
-        """The weights foretold for so many updates from now; None before the first update."""
-        if not self._before:
+        """The weights foretold for so many updates from now; None for 0, and before the first update."""
+        if not updates or not self._before:
             return None
         if updates not in self._made:
             self._made[updates] = OldWeights(
@@ -63,13 +63,17 @@ class WeightPrediction:
         return [self._masters.get(parameter, parameter).detach() for parameter in self._trained()]
 
     def state_dict(self) -> list[Tensor]:
-        """The weights of the newest step, which the next one is compared with."""
-        return [value.clone() for value in self._newest]
+        """The weights before the newest update and after it, one list after the other."""
+        return [value.clone() for value in (*self._before, *self._newest)]
 
     def load_state_dict(self, state: Sequence[Tensor]) -> None:
-        """{} or another cut's begins anew: there is no prediction in the next step."""
-        values = self._values()
-        fits = [value.shape for value in values] == [value.shape for value in state]
-        kept = zip(state, values, strict=True) if fits else ()
-        self._newest = [value.to(own.device, own.dtype, copy=True) for value, own in kept]
-        self._before, self._made = [], {}
+        """[] or another cut's begins anew: without a prediction until the next update."""
+        values, self._made = self._values(), {}
+        parts = [state[at : at + len(values)] for at in range(0, len(state), max(1, len(values)))]
+        fits = all([old.shape for old in part] == [own.shape for own in values] for part in parts)
+        kept = [
+            [old.to(own.device, own.dtype, copy=True) for old, own in zip(part, values, strict=True)]
+            for part in (parts if fits else ())
+        ]
+        self._newest = kept[-1] if kept else []
+        self._before = kept[0] if len(kept) == 2 else []

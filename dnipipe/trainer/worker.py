@@ -61,12 +61,12 @@ class Worker:
             self._replicated(self.module), layout.stage, layout.num_stages, device, group=groups.pipeline
         )
         self.trace = Trace(rank=layout.rank, stage=layout.stage, device=device, enabled=False)
-        self.schedule = self._make_schedule(name)
         self.tied: dict[str, TiedWeights] = {}
         """By the name of the weight on the earlier of its two stages."""
         for tie in ties:
             self._tie(tie)
         self.optimizer = self._make_optimizer()
+        self.schedule = self._make_schedule(name)
         self.loss: tuple[int, Tensor] | None = None
         """The newest (step, mean loss), on the last stage."""
         self._waited_in_validation_s = 0.0
@@ -104,7 +104,9 @@ class Worker:
             policy=policy.name,
             lag=policy.lag,
             in_flight=policy.in_flight,
-            old_weights=pipeline.old_weights,
+            late_weights=pipeline.late_weights,
+            steps_per_update=self._accumulate,
+            master_weights=self.optimizer.masters,
             unlock_after_steps=policy.unlock_after_steps,
             optimizer=self.config.optim.name,
             transport=pipeline.transport,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import itertools
 
 import pytest
@@ -20,14 +19,14 @@ STAGES, ROWS, STEPS = 4, 2, 7
 
 
 def test_groups_are_those_of_the_drawing() -> None:
-    assert groups(Policy("stale"), 4, 8, waits=False) == [
+    assert groups(Policy("stale"), 4, 8, step=0) == [
         Group(0, 5, (0, 0, 0, 0)),
         Group(5, 1, (1, 0, 0, 0)),
         Group(6, 1, (1, 1, 0, 0)),
         Group(7, 1, (1, 1, 1, 0)),
     ]
-    assert groups(Policy("stale"), 4, 1, waits=False) == [Group(0, 1, (3, 2, 1, 0))]
-    assert groups(Policy("stale"), 4, 8, waits=True) == [Group(0, 8, (0, 0, 0, 0))]
+    assert groups(Policy("stale"), 4, 1, step=0) == [Group(0, 1, (3, 2, 1, 0))]
+    assert groups(Policy("wait:1,stale"), 4, 8, step=0) == [Group(0, 8, (0, 0, 0, 0))]
 
 
 def _modules() -> tuple[list[nn.Module], list[Learner | None]]:
@@ -52,17 +51,21 @@ def _steps(stages: list[nn.Module], trainer: Reference | Grouped, m: int) -> lis
 
 
 CASES = [
-    (name, m, unlock, in_flight)
-    for name, m, unlock, in_flight in itertools.product(
-        ("wait", "synthetic", "stale", "corrected"), (1, 2, 4, 8), (0, 2), (None, 2 * STAGES - 1)
-    )
-    if (name in ("stale", "corrected") or in_flight is None) and (name != "wait" or not unlock)
+    ("wait", 4, None, "old"),
+    ("wait:2,synthetic", 1, None, "old"),
+    ("synthetic", 4, None, "old"),
+    ("synthetic:3,stale", 2, None, "old"),
+    *[
+        (prefix + name, m, in_flight, weights)
+        for name, m, in_flight in itertools.product(("stale", "corrected"), (1, 2, 4, 8), (None, 2 * STAGES - 1))
+        for prefix, weights in (("", "old"), ("wait:2,", "predicted"), ("", "new"))
+    ],
 ]
 
 
-@pytest.mark.parametrize("name, m, unlock, in_flight", CASES)
-def test_grouped_learns_what_the_reference_learns(name: str, m: int, unlock: int, in_flight: int | None) -> None:
-    policy = Policy(name, unlock_after_steps=None if name == "wait" else unlock, in_flight=in_flight)
+@pytest.mark.parametrize("name, m, in_flight, weights", CASES)
+def test_grouped_learns_what_the_reference_learns(name: str, m: int, in_flight: int | None, weights: str) -> None:
+    policy = Policy(name, in_flight=in_flight, late_weights=weights)
     ends = []
     for grouped in (False, True):
         stages, learners = _modules()
@@ -77,49 +80,10 @@ def test_grouped_learns_what_the_reference_learns(name: str, m: int, unlock: int
 
 def test_the_weights_of_a_late_backward_make_a_difference() -> None:
     ends = {}
-    for weights in ("old", "new", "ahead"):
-        stages, learners = _modules()
-        masters = {parameter: parameter for stage in stages for parameter in stage.parameters()}
-        policy = Policy("stale")
-        trainer = Grouped(
-            stages,
-            [None] * STAGES,
-            models.loss_fn,
-            num_microbatches=2,
-            policy=policy,
-            weights=weights,
-            masters=masters,  # type: ignore[arg-type]
-        )
+    for weights in ("old", "new", "predicted"):
+        stages, _ = _modules()
+        policy = Policy("stale", late_weights=weights)
+        trainer = Grouped(stages, [None] * STAGES, models.loss_fn, num_microbatches=2, policy=policy)
         ends[weights] = torch.cat([each.flatten() for each in _steps(stages, trainer, 2)])
     for one, other in itertools.combinations(ends.values(), 2):
         assert not torch.allclose(one, other, rtol=1e-6, atol=1e-8)
-
-
-def test_ahead_meets_the_weights_of_the_backward_where_updates_do_not_change() -> None:
-    """A loss that is linear in the weights moves them by the same step each time, so the extrapolation is exact."""
-    seen = []
-
-    class Watched(nn.Linear):
-        def forward(self, x: Tensor) -> Tensor:
-            seen.append(self.weight.detach().clone())
-            return super().forward(x)
-
-    torch.manual_seed(0)
-    first, last = Watched(3, 3, bias=False).double(), nn.Identity()
-    grouped = Grouped(
-        [first, last],
-        [None, None],
-        lambda out, _: out.sum(),
-        num_microbatches=1,
-        policy=Policy("stale"),
-        weights="ahead",
-        masters={first.weight: first.weight},
-    )
-    x, optimizer, moved = torch.ones(2, 3, dtype=torch.float64), torch.optim.SGD(first.parameters(), lr=0.1), []
-    for _ in range(6):
-        grouped.step(x, x)
-        optimizer.step()
-        optimizer.zero_grad()
-        moved.append(copy.deepcopy(first.weight.detach()))
-    for step in (3, 4):  # the first gradient comes at step 1, so there is an update to go by from step 2 on
-        assert torch.allclose(seen[step], moved[step], atol=1e-12)

@@ -48,10 +48,10 @@ def test_runs_of_another_policy_or_seed_end_otherwise(rows: list[PolicyRow]) -> 
 
 def test_seeds_are_one_line_beside_backprop_of_the_same_seeds(rows: list[PolicyRow]) -> None:
     lines = {(line.row.label, line.row.microbatches): line for line in lines_of(rows)}
-    stale = lines["stale", 2]
+    stale = lines["stale predicted weights", 2]
     assert stale.seeds == 2 and stale.mean == pytest.approx(sum(stale.bpb) / 2)
     assert stale.excess is None  # backprop ran with seed 0 alone
-    corrected = lines["corrected linear", 2]
+    corrected = lines["corrected linear predicted weights", 2]
     assert corrected.excess == pytest.approx(corrected.bpb[0] / lines["wait", 1].bpb[0] - 1)
     assert "| wait (backprop) |" in markdown(rows)
 
@@ -70,7 +70,7 @@ def test_a_row_that_diverged_says_so(rows: list[PolicyRow]) -> None:
         ("stale:M=3", "must be a multiple"),
         ("stale:M=1:in_flight=9", "in_flight must be"),
         ("stale:opt=Adam", "choose AdamW or Muon"),
-        ("stale:weights=best", "choose old, new or ahead"),
+        ("stale:weights=best", "choose one of predicted, old, new"),
         ("stale:M=1:S=3", "from 1 to --blocks 2"),
     ],
 )
@@ -80,7 +80,7 @@ def test_a_run_that_cannot_be_is_named(run: str, says: str, capsys: pytest.Captu
     assert says in error and error.count("\n") == 1
 
 
-SPEC = Spec("stale", None, "AdamW", 4, 4, 0, None, "old", 0, 1e-3)
+SPEC = Spec("stale", None, "AdamW", 4, 4, 0, None, "predicted", 0, 1e-3)
 
 
 def test_utilisation_of_a_run_counts_the_synchronous_part_the_transfer_and_the_predictor() -> None:
@@ -109,7 +109,7 @@ def test_a_limit_leaves_the_curve_of_what_it_cuts(tmp_path: Path) -> None:
 
 def test_texts_with_lists_make_one_run_for_each_value() -> None:
     options = policies._parser().parse_args(["wait", "--optimizers", "AdamW,Muon", "--seeds", "0,1"])
-    specs = list(policies.parse("stale:M=8,4,1:weights=ahead", options))
-    assert len(specs) == 12 and {spec.weights for spec in specs} == {"ahead"}
+    specs = list(policies.parse("stale:M=8,4,1:weights=new", options))
+    assert len(specs) == 12 and {spec.late_weights for spec in specs} == {"new"}
     assert {spec.microbatches for spec in specs} == {8, 4, 1}
     assert torch.tensor([spec.learning_rate for spec in specs]).unique().numel() == 1

@@ -30,7 +30,8 @@ class Case:
     rows: int = 3
     optimizer: str = "optimizer"
     in_flight: int | tuple[int, ...] | str | None = None
-    old_weights: str = "copies"
+    late_weights: str = "predicted"
+    steps_per_update: int = 1
     options: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -63,7 +64,8 @@ class Pipeline:
             lag=case.lag,
             unlock_after_steps=case.unlock_after_steps,
             in_flight=case.in_flight,
-            old_weights=case.old_weights,
+            late_weights=case.late_weights,
+            steps_per_update=case.steps_per_update,
             labels=case.labels,
             timeout_s=20.0,
             **case.options,
@@ -126,7 +128,12 @@ class Oracle:
     def __init__(self, world: int, case: Case, device: str = "cpu") -> None:
         self.case, self.device = case, torch.device(device)
         policy = Policy(
-            case.policy, case.lag, case.unlock_after_steps, in_flight=case.in_flight, old_weights=case.old_weights
+            case.policy,
+            case.lag,
+            case.unlock_after_steps,
+            in_flight=case.in_flight,
+            late_weights=case.late_weights,
+            steps_per_update=case.steps_per_update,
         )
         self.reference = models.oracle(case.kind, world, case.interface, case.conditional, case.m, policy)
         for module in (*self.reference.stages, *(each.interfaces for each in self.reference.learners if each)):

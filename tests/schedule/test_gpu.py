@@ -71,7 +71,7 @@ def _late(rank: int, world: int, transport: str, device: str = "cuda") -> dict[s
     worst = {}
     for case in (
         Case("sequence", "linear", 1, "stale", labels="none", optimizer="adamw"),
-        Case("mlp", "linear", 2, "stale", labels="none", optimizer="adamw", old_weights="new"),
+        Case("mlp", "linear", 2, "stale", labels="none", optimizer="adamw", late_weights="new"),
         Case("sequence", "local_head", 4, "corrected", unlock_after_steps=2),
     ):
         case = replace(case, options={"transport": transport})

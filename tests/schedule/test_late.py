@@ -22,6 +22,7 @@ def _cases(world: int) -> list[Case]:
         kind, interface, labels = next(kinds)
         case = Case(kind, interface, m, policy, unlock_after_steps=unlock, labels=labels)
         case.optimizer, case.in_flight = next(optimizers), next(slack)
+        case.late_weights = "old"  # those foretold are in test_weight_prediction.py
         cases.append(case)
     return cases
 

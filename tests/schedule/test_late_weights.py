@@ -61,6 +61,7 @@ ACCUMULATED = [
 def _accumulated(rank: int, world: int) -> tuple[list[str], list[int]]:
     wrong, counts = [], []
     for case in ACCUMULATED:
+        case.late_weights = "old"
         with _counting_parts() as parted:
             wrong += _run(rank, world, case, accumulate=3)
         counts.append(parted[0])
@@ -86,7 +87,7 @@ def _new(rank: int, world: int) -> tuple[list[str], int]:
     wrong = []
     with _counting_parts() as parted:
         for case in NEW:
-            case.old_weights = "new"
+            case.late_weights = "new"
             wrong += _run(rank, world, case)
             wrong += _run(rank, world, case, accumulate=2)
     return wrong, parted[0]
@@ -123,7 +124,7 @@ def _same_as_copies(rank: int, world: int) -> bool:
     """Whether the parameters end as with copies."""
     case = Case("sequence", "linear", 1, "stale", labels="none")
     ended = []
-    for case.old_weights in ("copies", "new"):
+    for case.late_weights in ("old", "new"):
         pipeline = Pipeline(rank, world, case)
         for step in range(STEPS):
             pipeline.step(step)
@@ -162,5 +163,5 @@ def test_late_gradients_move_weights_as_the_oracles_under_each_optimizer(first: 
 
 
 def test_unknown_old_weights_are_refused() -> None:
-    with pytest.raises(ValueError, match="unknown old_weights 'recompute': choose one of copies, new"):
-        Policy("stale", old_weights="recompute")
+    with pytest.raises(ValueError, match="unknown late_weights 'recompute': choose one of predicted, old, new"):
+        Policy("stale", late_weights="recompute")
