@@ -70,7 +70,7 @@ def test_a_row_that_diverged_says_so(rows: list[PolicyRow]) -> None:
         ("stale:M=3", "must be a multiple"),
         ("stale:M=1:in_flight=9", "in_flight must be"),
         ("stale:opt=Adam", "choose AdamW or Muon"),
-        ("stale:weights=best", "choose one of predicted, old, new"),
+        ("stale:M=1:weights=best", "choose one of predicted, old, new"),
         ("stale:M=1:S=3", "from 1 to --blocks 2"),
     ],
 )
