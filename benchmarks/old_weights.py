@@ -16,6 +16,7 @@ but the stage itself.
 from __future__ import annotations
 
 import argparse
+import gc
 import sys
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -156,6 +157,7 @@ def _peak_bytes(method: str, workload: Workload, num_microbatches: int, device: 
     """Of a loop on its own, from when its graphs are as many as they become."""
     if device.type != "cuda":
         return None
+    gc.collect()  # a checkpoint leaves circles of references
     before = allocated(device)
     loop = Loop(method, workload, num_microbatches, device)
     for step in range(2 * loop.delay + 4):
