@@ -60,7 +60,8 @@ def _phases(folder: Path, **run: Any) -> Config:
         model=ModelConfig(factory="launch.gpt:byte_gpt", options=MODEL),
         data=DataConfig(seq_len=16, max_mb=1),
         pipeline=PipelineConfig(
-            policy="wait:2,corrected:2,synthetic:2,stale", num_microbatches=2, accumulate=2, split="parameters",
+            policy="wait:2,corrected:2,synthetic:2,stale", in_flight="auto", num_microbatches=2, accumulate=2,
+            split="parameters",
         ),
         optim=OptimConfig(name="Muon", warmup_steps=0),
         run=RunConfig(
