@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from rich.console import Console
 
 from dnipipe.checkpoint import load_checkpoint
 from dnipipe.config import Config, DataConfig, ModelConfig, OptimConfig, PipelineConfig, RunConfig
@@ -16,6 +17,8 @@ from dnipipe.schedule.choose import choose_policy
 from dnipipe.schedule.policy import Policy
 from dnipipe.trainer import Trainer
 from dnipipe.trainer.cut import held, plan_of
+from dnipipe.trainer.measure import measure
+from dnipipe.trainer.model import make_model
 from dnipipe.trainer.policy import policy_of
 from tests.ranks import run_ranks
 
@@ -48,6 +51,17 @@ def test_what_is_planned_is_the_last_phase_and_what_has_room_is_the_fullest() ->
     assert plan_of(_config(), 3) == plan_of(_config(policy=chosen), 3) and held(_config(), 3) == held(
         _config(policy=chosen), 3
     )
+
+
+def test_a_run_that_ends_under_stale_has_no_predictor_to_balance_for() -> None:
+    predicted = {}
+    for policy in ("wait:5,stale", "stale:5,synthetic", "synthetic:5,stale"):
+        config = replace(_phases(Path("nowhere")), pipeline=PipelineConfig(policy=policy, num_microbatches=2))
+        torch.manual_seed(0)
+        measured = measure(config, make_model(config.model), 2, torch.device("cpu"), Console(quiet=True))
+        predicted[policy] = (measured.interface, measured.interface_ms > 0)
+    of_none, of_head = (None, False), ("local_head", True)
+    assert predicted == {"wait:5,stale": of_none, "stale:5,synthetic": of_head, "synthetic:5,stale": of_none}
 
 
 def test_what_the_stages_cannot_hold_is_refused_before_they_start() -> None:
