@@ -245,6 +245,19 @@ def test_a_policy_may_be_phases_and_is_refused_as_the_engine_refuses_it(tmp_path
         _load(tmp_path, "", "pipeline.unlock_after_steps=5", f"pipeline.policy={text}")
 
 
+@pytest.mark.parametrize("in_flight, kept", [("auto", "auto"), ("5", 5), ("[5, 3]", [5, 3]), ("null", None)])
+def test_in_flight_is_a_number_several_auto_or_null(tmp_path, in_flight, kept):
+    config = _load(tmp_path, "", "pipeline.policy=stale", f"pipeline.in_flight={in_flight}")
+    assert config.pipeline.in_flight == kept
+    assert _load(tmp_path, config.to_yaml()) == config
+
+
+@pytest.mark.parametrize("in_flight", ["many", "1.5", "[5, x]", "true", "{a: 1}"])
+def test_another_in_flight_is_refused(tmp_path, in_flight):
+    with pytest.raises(ValueError, match="pipeline.in_flight = .*: it must be int, list of int, auto or null"):
+        _load(tmp_path, "", f"pipeline.in_flight={in_flight}")
+
+
 def test_the_interfaces_that_may_be_set_are_those_that_can_be_built():
     interfaces = set(get_args(get_type_hints(PipelineConfig)["interface"])) - {"auto"}
     shapes = {"conv": (2, 3, 4, 4), "transformer": (2, 3, 8)}

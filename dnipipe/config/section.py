@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from difflib import get_close_matches
 from types import NoneType, UnionType
-from typing import Any, ClassVar, Literal, get_args, get_origin, get_type_hints
+from typing import Any, ClassVar, Literal, Union, get_args, get_origin, get_type_hints
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +44,7 @@ def _typed(full_name: str, value: Any, hint: Any) -> Any:
         if value in arguments:
             return value
         raise ValueError(f"{full_name} = {value!r}; {nearest(str(value), arguments, arguments)}")
-    if origin is UnionType:
+    if origin in (UnionType, Union):  # the latter where one of them is a Literal
         return _one_of(full_name, value, [argument for argument in arguments if argument is not NoneType])
     if origin is list and isinstance(value, list):
         return [_typed(f"{full_name}[{index}]", item, arguments[0]) for index, item in enumerate(value)]
@@ -56,15 +56,23 @@ def _typed(full_name: str, value: Any, hint: Any) -> Any:
 
 
 def _one_of(full_name: str, value: Any, hints: list[Any]) -> Any:
-    """The first of several types that the value has. All of them may be null."""
+    """The value as the first of several types that it has; it may also be null."""
     if value is None:
         return None
-    for hint in hints[:-1]:
+    if len(hints) == 1:
+        return _typed(full_name, value, hints[0])
+    for hint in hints:
         try:
             return _typed(full_name, value, hint)
         except ValueError:
             continue
-    return _typed(full_name, value, hints[-1])
+    raise ValueError(f"{full_name} = {value!r}: it must be {', '.join(map(_in_words, hints))} or null")
+
+
+def _in_words(hint: Any) -> str:
+    if get_origin(hint) is Literal:
+        return ", ".join(map(str, get_args(hint)))
+    return f"list of {get_args(hint)[0].__name__}" if get_origin(hint) is list else str(hint.__name__)
 
 
 def _number(full_name: str, value: Any) -> float:

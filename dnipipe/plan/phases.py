@@ -27,6 +27,8 @@ def parse_phases(text: str) -> tuple[Phase, ...]:
 
     Raises: ValueError: an unknown name, a phase with no step, one without end before the last, or a last with an end.
     """
+    if not isinstance(text, str):
+        raise ValueError(f"a policy is written as text, as in 'wait:200,synthetic:800,stale', got {text!r}")
     *others, last = [_parse(each.strip(), text) for each in text.split(",")]
     for phase in others:
         if phase.num_steps is None:

@@ -149,7 +149,7 @@ class Preparation:
     def choose_in_flight(self, in_flight: Sequence[int], flow: Flow | None) -> None:
         """What in_flight="auto" comes to, from now on. Every rank must call it at the same step."""
         self.policy = replace(self.policy, in_flight=tuple(in_flight))
-        if flow is not None:
+        if flow is not None and flow.policy.late:
             flow.policy = replace(flow.policy, in_flight=tuple(in_flight))
 
     @property

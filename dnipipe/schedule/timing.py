@@ -37,12 +37,23 @@ def measure_in_flight(
 ) -> tuple[tuple[int, ...], str]:
     """(microbatches in flight on each stage but the last, why). Every rank must call it at the same time.
 
-    Args: needs_grad: of each output. args, kwargs: of one microbatch. replicas: groups of the stage's copies.
+    Args:   needs_grad: of each output. args, kwargs: of one microbatch. replicas: groups of the stage's copies.
+    Raises: ValueError, on every rank alike, where a stage cannot run a microbatch of zeros.
     """
     transfer_ms = _transfer_ms(stage, flow, needs_grad)
+    microbatch_ms, failed = 0.0, ""
+    try:
+        microbatch_ms = _microbatch_ms(stage, args, kwargs)
+    except Exception as error:  # others wait for what this stage has to tell
+        failed = f"stage {stage.stage_index}: {type(error).__name__}: {error}"
     told: list[Any] = [None] * stage.num_stages
-    dist.all_gather_object(told, (stage.stage_index, _microbatch_ms(stage, args, kwargs), transfer_ms), stage.group)
-    microbatches, transfers = zip(*((each[1], each[2]) for each in sorted(told)), strict=True)
+    dist.all_gather_object(told, (stage.stage_index, microbatch_ms, transfer_ms, failed), stage.group)
+    _, microbatches, transfers, failures = zip(*sorted(told), strict=True)
+    if any(failures):
+        raise ValueError(
+            f"in_flight='auto' times a microbatch, with zeros where activations will be, and that failed on "
+            f"{next(filter(None, failures))}; give numbers in its place"
+        )
     dial = choose_in_flight(max(microbatches), transfers[:-1])
     held = dial.in_flight
     for group in replicas:  # where copies measure different times all hold what the slowest links need
@@ -90,13 +101,15 @@ def _as_it_was(module: nn.Module, device: torch.device) -> Iterator[None]:
     buffers = [(buffer, buffer.clone()) for buffer in module.buffers()]
     for parameter, _ in grads:
         parameter.grad = None
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        yield
-    for parameter, grad in grads:
-        parameter.grad = grad
-    with torch.no_grad():
-        for buffer, value in buffers:
-            buffer.copy_(value)
+    try:
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            yield
+    finally:
+        for parameter, grad in grads:
+            parameter.grad = grad
+        with torch.no_grad():
+            for buffer, value in buffers:
+                buffer.copy_(value)
 
 
 def _transfer_ms(stage: Any, flow: Flow, needs_grad: Sequence[bool]) -> float:

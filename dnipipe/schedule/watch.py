@@ -66,7 +66,7 @@ class Watch:
         self._at_unlocking = torch.where(torch.isfinite(self._at_unlocking), self._at_unlocking, self._smoothed)
 
     def _warn_of_low_cosine(self, flow: Flow) -> None:
-        if flow.learner is None or self._warned:
+        if flow.learner is None or self._warned or flow.phase == "stale":  # which uses none
             return
         cosine = flow.learner.metrics()["cosine"]
         if cosine < LOW_COSINE:

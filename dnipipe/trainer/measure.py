@@ -23,6 +23,7 @@ from ..partition.cost import timed
 from ..plan import Times
 from .cut import choose_lengths
 from .model import token_loss
+from .policy import planned_policy
 
 REPEATS = 5
 WARM_UPS = 3  # a predictor is small: what its first calls set up would count for several times its work
@@ -86,7 +87,7 @@ def measure(
     with _threads_of_a_rank(device) as where:
         walk = each_layer(model, input_BT, partial(token_loss, target_BT=target_BT), repeats=REPEATS)
         layers, outputs = _walk(walk, len(model), console)
-        predicted = _Predicted(config, target_BT, num_classes=outputs[-1].shape[-1])
+        predicted = _Predicted(config, target_BT, num_classes=outputs[-1].shape[-1], num_stages=num_stages)
         extra_ms = predicted.at(outputs[len(outputs) // 2 - 1])[0] if num_stages > 1 else 0.0
         lengths = choose_lengths(config, layers, num_stages, extra_ms, device)
         boundaries = [outputs[end - 1] for end in accumulate(lengths[:-1])]
@@ -134,7 +135,8 @@ def _level(costs: list[LayerCost]) -> list[LayerCost]:
 class _Predicted:
     """What predicting a gradient costs, once for each kind of activation."""
 
-    def __init__(self, config: Config, target_BT: Tensor, num_classes: int) -> None:
+    def __init__(self, config: Config, target_BT: Tensor, num_classes: int, num_stages: int) -> None:
+        self._last_policy = planned_policy(config, num_stages).phases[-1].policy  # what most of a run goes by
         self._config, self._target_BT, self._num_classes = config, target_BT, num_classes
         self._known: dict[tuple[torch.Size, torch.dtype], tuple[float, str | None]] = {}
 
@@ -147,7 +149,7 @@ class _Predicted:
 
     def _measure(self, h: Tensor) -> tuple[float, str | None]:
         pipeline, target_BT = self._config.pipeline, self._target_BT
-        if pipeline.schedule != "DNI":
+        if pipeline.schedule != "DNI" or self._last_policy == "stale":
             return 0.0, None
         label = TensorMeta(tuple(target_BT.shape), target_BT.dtype)
         name: str | None = pipeline.interface

@@ -17,11 +17,17 @@ def policy_of(config: Config) -> Policy:
     return Policy(name, pipeline.lag, unlock and unlock * calls, in_flight=pipeline.in_flight)
 
 
+def planned_policy(config: Config, num_stages: int) -> Policy:
+    """As policy_of(), with what `auto` will choose where every stage can hold graphs."""
+    policy = policy_of(config)
+    if policy.name != AUTO:
+        return policy
+    return policy.chosen(choose_policy(num_stages, config.pipeline.num_microbatches, config.optim.name)[0])
+
+
 def plans_of(config: Config, num_stages: int) -> list[Schedule]:
     """What the planner makes of each phase, in order."""
-    policy, num_microbatches = policy_of(config), config.pipeline.num_microbatches
-    if policy.name == AUTO:
-        policy = policy.chosen(choose_policy(num_stages, num_microbatches, config.optim.name)[0])
+    policy, num_microbatches = planned_policy(config, num_stages), config.pipeline.num_microbatches
     return [_plan(phase.policy, policy, num_stages, num_microbatches) for phase in policy.phases]
 
 

@@ -176,6 +176,32 @@ def test_copies_of_a_pipeline_hold_alike_what_the_slowest_needs() -> None:
     assert choose_in_flight(10.0, [0.0, 0.0]).in_flight != most and run_ranks(6, _replicas) == [most] * 6
 
 
+def _failing(rank: int, world: int) -> tuple[str, str]:
+    """What each rank hears when one stage bears no zeros; and what another try, with numbers, holds."""
+
+    def fail(*_: Any) -> float:
+        raise FloatingPointError("all zeros")
+
+    _as_if(10.0, 1.0, 1.0)
+    if rank == 1:
+        timing._microbatch_ms = fail
+    case = Case("mlp", "linear", 2, "stale", labels="none", in_flight="auto")
+    with pytest.raises(ValueError) as refused:
+        Pipeline(rank, world, case).step(0)
+    case.in_flight = (4, 2)
+    told = Pipeline(rank, world, case)
+    told.step(0)
+    return str(refused.value), str(_chosen(told))
+
+
+def test_a_stage_that_cannot_be_timed_is_named_on_every_rank() -> None:
+    message = (
+        "in_flight='auto' times a microbatch, with zeros where activations will be, and that failed on stage 1: "
+        "FloatingPointError: all zeros; give numbers in its place"
+    )
+    assert run_ranks(3, _failing) == [(message, "(4, 2)")] * 3
+
+
 @pytest.mark.parametrize("in_flight", ["many", True, [2.0], (3, None), 2.5])
 def test_what_is_no_number_of_microbatches_is_refused(in_flight: Any) -> None:
     with pytest.raises(ValueError, match="in_flight must be a number of microbatches, one for each stage but the last"):

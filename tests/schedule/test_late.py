@@ -7,10 +7,16 @@ import itertools
 
 import pytest
 import torch
+from torch import nn
+from torch.distributed.fsdp import FullyShardedDataParallel
+from torch.distributed.pipelining import PipelineStage
 
+from dnipipe import ScheduleDNI
 from tests.ranks import run_ranks
+from tests.schedule import models
 from tests.schedule.harness import Case, Oracle, Pipeline, differences
 
+CPU = torch.device("cpu")
 STEPS = 6
 
 
@@ -148,3 +154,32 @@ def _first_steps(rank: int, world: int) -> list[bool]:
 
 def test_upper_stages_have_nothing_to_update_until_the_first_gradient_is_back() -> None:
     assert run_ranks(3, _first_steps) == [[False, False, True, True], [False, True, True, True], [True] * 4]
+
+
+def _hooked(rank: int, world: int) -> list[str]:
+    """What is said of a hook of either kind, and of the old FSDP, when a schedule is built that would hold graphs."""
+    said = []
+    for policy in ("stale", "wait:5,corrected"):
+        for hook in ("register_hook", "register_post_accumulate_grad_hook"):
+            module = models.build("mlp", world)[rank]
+            getattr(module.net[0].weight, hook)(lambda *_: None)
+            said.append(_refusal(module, rank, world, policy))
+    said.append(_refusal(FullyShardedDataParallel(nn.Linear(2, 2), device_id=CPU), rank, world, "stale"))
+    return said
+
+
+def _refusal(module: nn.Module, rank: int, world: int, policy: str) -> str:
+    with pytest.raises(ValueError) as refused:
+        ScheduleDNI(PipelineStage(module, rank, world, CPU), 2, models.loss_fn, policy=policy)
+    ScheduleDNI(PipelineStage(module, rank, world, CPU), 2, models.loss_fn, policy="wait:5,synthetic")
+    return str(refused.value)
+
+
+def test_what_hangs_on_parameters_is_refused_in_any_phase_that_holds_graphs() -> None:
+    for *hooked, sharded in run_ranks(2, _hooked):
+        assert [each.partition(": remove it")[0] for each in hooked] == [
+            f"policy {policy!r} runs microbatches with copies of the weights of their own step, so hooks on the "
+            f"parameters themselves are never called, and 'net.0.weight' has one"
+            for policy in ("stale", "stale", "wait:5,corrected", "wait:5,corrected")
+        ]
+        assert "FullyShardedDataParallel" in sharded

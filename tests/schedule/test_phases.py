@@ -182,6 +182,12 @@ def test_phases_that_make_no_sense_are_refused(text: str, message: str) -> None:
     assert str(refusal.value) == message
 
 
+def test_a_policy_that_is_no_text_is_refused() -> None:
+    phases: Any = [("wait", 200), "stale"]
+    with pytest.raises(ValueError, match="a policy is written as text, as in 'wait:200,synthetic:800,stale', got"):
+        Policy(phases)
+
+
 def test_phases_are_read_with_or_without_spaces_and_written_back() -> None:
     phases = parse_phases("wait: 200, synthetic :800,stale")
     assert phases == (Phase("wait", 200), Phase("synthetic", 800), Phase("stale"))

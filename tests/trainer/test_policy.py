@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from rich.console import Console
 
 from dnipipe.checkpoint import load_checkpoint
 from dnipipe.config import Config, DataConfig, ModelConfig, OptimConfig, PipelineConfig, RunConfig
@@ -16,6 +17,8 @@ from dnipipe.schedule.choose import choose_policy
 from dnipipe.schedule.policy import Policy
 from dnipipe.trainer import Trainer
 from dnipipe.trainer.cut import held, plan_of
+from dnipipe.trainer.measure import measure
+from dnipipe.trainer.model import make_model
 from dnipipe.trainer.policy import policy_of
 from tests.ranks import run_ranks
 
@@ -50,6 +53,17 @@ def test_what_is_planned_is_the_last_phase_and_what_has_room_is_the_fullest() ->
     )
 
 
+def test_a_run_that_ends_under_stale_has_no_predictor_to_balance_for() -> None:
+    predicted = {}
+    for policy in ("wait:5,stale", "stale:5,synthetic", "synthetic:5,stale"):
+        config = replace(_phases(Path("nowhere")), pipeline=PipelineConfig(policy=policy, num_microbatches=2))
+        torch.manual_seed(0)
+        measured = measure(config, make_model(config.model), 2, torch.device("cpu"), Console(quiet=True))
+        predicted[policy] = (measured.interface, measured.interface_ms > 0)
+    of_none, of_head = (None, False), ("local_head", True)
+    assert predicted == {"wait:5,stale": of_none, "stale:5,synthetic": of_head, "synthetic:5,stale": of_none}
+
+
 def test_what_the_stages_cannot_hold_is_refused_before_they_start() -> None:
     with pytest.raises(ValueError, match="in_flight must be from 2 to 3 microbatches for 2 stages, got 4"):
         Trainer(_config(policy="stale", in_flight=4), 2)
@@ -60,7 +74,8 @@ def _phases(folder: Path, **run: Any) -> Config:
         model=ModelConfig(factory="launch.gpt:byte_gpt", options=MODEL),
         data=DataConfig(seq_len=16, max_mb=1),
         pipeline=PipelineConfig(
-            policy="wait:2,corrected:2,synthetic:2,stale", num_microbatches=2, accumulate=2, split="parameters",
+            policy="wait:2,corrected:2,synthetic:2,stale", in_flight="auto", num_microbatches=2, accumulate=2,
+            split="parameters",
         ),
         optim=OptimConfig(name="Muon", warmup_steps=0),
         run=RunConfig(
