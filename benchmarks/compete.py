@@ -191,7 +191,7 @@ def _rows(
                 card=card(device),
                 schedule=entry.schedule,
                 interface=entry.interface,
-                policy="synthetic" if entry.interface else None,
+                policy=entry.policy,
                 transport=_transport(entry, device),
                 stages=workload.stages,
                 microbatches=m,
