@@ -22,7 +22,7 @@ POLICIES: Mapping[str, str] = MappingProxyType({"synthetic": "#e69f00", "stale":
 OTHER = "#f0e442"
 DASHES = ("-", "--", ":", "-.")
 WIDTH, LEFT, RIGHT, HEIGHT = 10.0, 0.75, 0.25, 3.4  # inches: of the picture, its margins, of a panel
-LINES_OF_LEGEND, LEGEND_LINE = 3, 0.25
+LEGEND_COLUMNS, LEGEND_LINE = 2, 0.25
 SHOWN_FROM = 0.15  # of 1F1B's run: its loss there is the top of the picture
 
 
@@ -38,8 +38,8 @@ def draw_curves(rows: Sequence[LossRow], path: str | Path) -> None:
     of_all = [race for race in races(rows) if any(row.curve for row in race)]
     if not of_all:
         raise ValueError("draw_curves() got no run with a curve: train at least one schedule")
-    entries = max(len(contenders(race)) for race in of_all)
-    legend = 0.2 + LEGEND_LINE * -(-(entries + 2) // LINES_OF_LEGEND)
+    entries = 1 + len({row.contender for race in of_all for row in race if row.curve})
+    legend = 0.1 + LEGEND_LINE * -(-entries // LEGEND_COLUMNS)
     panels = Panels(width=WIDTH, left=LEFT, right=RIGHT, legend=legend, title=0.62, row=HEIGHT, axis=0.5, bottom=0.1)
     figure, all_axes = panels.canvas([1, 1] * len(of_all))
     handles: dict[str, Line2D] = {}
@@ -68,14 +68,14 @@ def _draw(race: Sequence[LossRow], over_s: Axes, over_steps: Axes) -> dict[str, 
             )
         name = f"{equal.label}, M = {equal.microbatches}"
         if first is not None and first.time_to_1f1b_ratio is not None and first is not baseline:
-            name += f": x {first.time_to_1f1b_ratio:.2f}"
+            name += f": {first.time_to_1f1b_ratio:.2f} of its time"
         handles[name] = Line2D([], [], label=name, **style)
     head(over_s, f"{race[0].device}, {race[0].card}, seed {race[0].seed}", work(race))
-    head(over_steps, "The same number of steps", "")
+    head(over_steps, "As many steps for all", "")
     for axes, below in ((over_s, "seconds of training"), (over_steps, "steps")):
         _dress(axes, below, race, baseline)
     if baseline is not None:
-        level = "what 1F1B ends at; dots: first there, x its time"
+        level = "1F1B's final loss; dots: first there"
         handles[level] = Line2D([], [], label=level, color=BOUND_INK, linewidth=1.0, marker="o", markersize=5)
     return handles
 
@@ -109,7 +109,7 @@ def _dress(axes: Axes, below: str, race: Sequence[LossRow], baseline: LossRow | 
 def _legend(figure: Figure, handles: Sequence[Line2D]) -> None:
     height = figure.get_figheight()
     figure.legend(
-        handles=list(handles), loc="upper left", bbox_to_anchor=(LEFT / WIDTH, 1 - 0.1 / height), ncols=LINES_OF_LEGEND,
+        handles=list(handles), loc="upper left", bbox_to_anchor=(LEFT / WIDTH, 1 - 0.1 / height), ncols=LEGEND_COLUMNS,
         frameon=False, borderaxespad=0, borderpad=0, handlelength=2.2, handletextpad=0.5, columnspacing=1.4,
         labelcolor=INK, fontsize=9.5,
     )  # fmt: skip

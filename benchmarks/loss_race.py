@@ -170,14 +170,17 @@ class Race:
         what = f"{contender}, seed {seed}: {purpose}, {steps} steps at {rate:g}"
         if not self._there_is_time(steps * self._paces[contender] / 1e3 * MARGIN + self._overhead_s, what):
             return
-        start_s, (racer, before) = time.perf_counter(), self._build(contender, steps, seed, rate)
+        start_s = time.perf_counter()
+        racer, before = self._build(contender, steps, seed, rate, self._unlock(purpose, steps))
         bar = self.progress.add_task(what, total=steps)
         run = train(
             racer, self.validation, settings.eval_every, before, lambda s: self.progress.update(bar, completed=s)
         )
         self.progress.remove_task(bar)
         self._overhead_s = max(self._overhead_s, time.perf_counter() - start_s - run.seconds)
-        self.progress.console.print(f"{what}: {run.seconds:.1f} s, {run.bpb:.4f} bits a byte", highlight=False)
+        if dist.get_rank() == 0:
+            said = f"{what}: {run.seconds:.1f} s, {run.bpb:.4f} bits a byte"
+            self.progress.console.print(said, highlight=False, soft_wrap=True)
         fell = not math.isfinite(run.bpb)
         self.rows.append(
             self._row(
@@ -196,15 +199,19 @@ class Race:
         )
         self._write()
 
-    def _build(
-        self, contender: Contender, steps: int, seed: int, rate: float, locked: bool = True
-    ) -> tuple[Racer, int]:
-        """A racer, and what was on the device before it. locked: whether it begins under `wait`."""
+    def _build(self, contender: Contender, steps: int, seed: int, rate: float, unlock: int) -> tuple[Racer, int]:
+        """A racer, and what was on the device before it."""
         gc.collect()  # the run before is no longer there
         before = allocated(self.device)
-        unlock = self.settings.task.unlock(steps) if locked else 0
         plan = Plan(contender.entry, contender.microbatches, rate, steps, seed, unlock)
         return Racer(plan, self.settings.task, self.corpus, self.device), before
+
+    def _unlock(self, purpose: str, steps: int) -> int:
+        """Steps under `wait` of a DNI run. A short run to choose a learning rate has as many as a whole one, at most
+        half of its own: policies differ in what they do with the steep beginning, and that is not what it asks."""
+        if purpose != SEARCH:
+            return self.settings.task.unlock(steps)
+        return min(self.settings.task.unlock(self.settings.steps), steps // 2)
 
     def _time_all(self) -> None:
         """The pace of all at each M, and so each one's own."""
@@ -229,7 +236,7 @@ class Race:
 
     def _pace_ms(self, contender: Contender) -> float:
         steps = PACE_WARM_UPS + PACE_STEPS
-        racer, _ = self._build(contender, steps, 0, self.settings.learning_rates[0], locked=False)
+        racer, _ = self._build(contender, steps, 0, self.settings.learning_rates[0], unlock=0)
         return pace_ms(racer, PACE_WARM_UPS, PACE_STEPS)
 
     def _there_is_time(self, needed_s: float, what: str) -> bool:

@@ -23,7 +23,7 @@ def print_tables(console: Console, rows: Sequence[LossRow]) -> None:
     for alike in races(rows):
         lines = _lines(alike)
         table = drawn(title(alike), HEADINGS, lines, [False] * len(lines))
-        table.caption = Text("\n".join(_refusals(alike)))
+        table.caption = Text("\n".join(_refusals(alike))) if _refusals(alike) else None
         print_whole(console, table)
 
 

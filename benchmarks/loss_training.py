@@ -155,10 +155,12 @@ class Racer:
         return float(largest(time.perf_counter() - start_s)) * share
 
     def settle(self) -> None:
-        """Nothing of this run is left on the device or on the wire."""
+        """Nothing of this run is left on any device or on the wire: a neighbour may read this one's memory until then.
+        Every rank must call it."""
         if isinstance(self.schedule, ScheduleDNI):
             self.schedule.flush()
         self._wait()
+        dist.barrier()
 
     def _wait(self) -> None:
         if self.device.type == "cuda":
