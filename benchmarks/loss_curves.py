@@ -29,8 +29,8 @@ SHOWN_FROM = 0.15  # of 1F1B's run: its loss there is the top of the picture
 def draw_curves(rows: Sequence[LossRow], path: str | Path) -> None:
     """Draws the rows as a PNG: of each race a panel over seconds, and below it one over steps.
 
-    Over seconds each contender is shown by its run of equal time, else of equal steps, with a mark where its soonest
-    run is at 1F1B's final loss; over steps by its run of equal steps.
+    Over seconds each contender is shown by the run that is first at 1F1B's final loss, and a dot there; without one, by
+    its run of equal time, else of equal steps. Over steps all are shown by their run of equal steps.
 
     Args:   path: the file, replaced if it exists; its folder is made.
     Raises: ValueError: no run.
@@ -58,10 +58,9 @@ def _draw(race: Sequence[LossRow], over_s: Axes, over_steps: Axes) -> dict[str, 
         equal = best_run(runs, EQUAL_STEPS)
         if equal is None:
             continue
-        timed = best_run(runs, EQUAL_TIME) or equal
-        over_s.plot(*_points(timed, 1), **style)
-        over_steps.plot(*_points(equal, 0), **style)
         first = soonest(runs)
+        over_s.plot(*_points(first or best_run(runs, EQUAL_TIME) or equal, 1), **style)
+        over_steps.plot(*_points(equal, 0), **style)
         if first is not None and baseline is not None and first.seconds_to_100 is not None:
             over_s.plot(
                 [first.seconds_to_100], [loss_at(baseline.curve, 1)], "o", color=style["color"], markersize=6, zorder=4

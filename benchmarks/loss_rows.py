@@ -154,7 +154,7 @@ def seconds_to(curve: Sequence[Sequence[float]], mark: float) -> float | None:
 
     Linear between two evaluations; what is below from the first on got there at the first.
     """
-    above = [number for number, point in enumerate(curve) if not point[2] <= mark]
+    above = [number for number, point in enumerate(curve) if point[2] > mark]
     if not above:
         return curve[0][1]
     if above[-1] == len(curve) - 1:

@@ -7,7 +7,8 @@ On a CPU, two processes, a small model, about 8 minutes:
 On one GPU, four ranks with a quarter of it each, 26 M parameters, at most 8 minutes:
 
     launch/one_card.sh 4 python -m benchmarks.time_to_loss --device cuda --stages 4 --blocks 2 --width 512 \
-        --seq-len 256 --batch-size 64 --steps 3000 --eval-every 250 --eval-sequences 1024 --data site-packages --max-mb 120 \
+        --seq-len 256 --batch-size 64 --steps 3000 --eval-every 250 --eval-sequences 1024 \
+        --data site-packages --max-mb 120 \
         --optimizer Muon --policies stale,corrected --schedules "" --best-microbatches "" --search-steps 150 \
         --limit-s 480 --json runs/time_to_loss/h100.json
 
@@ -70,7 +71,8 @@ def show(rows: Sequence[LossRow], path: Path) -> None:
     """The table, and beside the rows' file the table and the picture."""
     print_tables(Console(width=None if sys.stdout.isatty() else 170), rows)
     path.with_suffix(".md").write_text(markdown(rows), encoding="utf-8")
-    draw_curves(rows, path.with_suffix(".png"))
+    if any(row.curve for row in rows):
+        draw_curves(rows, path.with_suffix(".png"))
 
 
 def _parser() -> argparse.ArgumentParser:
