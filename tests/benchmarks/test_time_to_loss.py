@@ -172,7 +172,8 @@ def test_a_race_end_to_end(tmp_path: Path, capfd: pytest.CaptureFixture[str]) ->
             )
             assert row.step_ms == pytest.approx(row.seconds / row.steps * 1e3)
             assert row.before_ms is not None and row.after_ms is not None and row.peak_bytes is None
-            assert row.unlock_after_steps == (None if row.schedule != "DNI" else 1)
+            unlock = 1 if row.purpose == SEARCH else round(0.1 * row.steps)
+            assert row.unlock_after_steps == (unlock if row.schedule == "DNI" else None)
             assert (row.seed, row.optimizer, row.measured) == (3, "Muon", True)
             searched = [each for each in rows if each.purpose == SEARCH and each.contender == row.contender]
             if searched and row.purpose == EQUAL_STEPS:
