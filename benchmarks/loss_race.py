@@ -33,6 +33,7 @@ from benchmarks.loss_training import Plan, Racer, Task, Validation, pace_ms, tra
 from benchmarks.machine import allocated, card, commit
 from benchmarks.rows import write_rows
 from dnipipe.data import byte_corpus
+from dnipipe.schedule.policy import LATE
 
 PACE_WARM_UPS, PACE_STEPS = 3, 8
 MARGIN = 1.15  # of a run's time over its steps at the pace, for the steps under `wait`
@@ -269,6 +270,7 @@ class Race:
             microbatches=contender.microbatches,
             own_microbatches=self._own.get(entry),
             microbatch_size=workload.microbatch_size,
+            in_flight=self.settings.task.in_flight if entry.policy in LATE else None,
             **self._facts,
             **of_run,
         )

@@ -30,7 +30,8 @@ class LossRow:
         purpose: why this run was: "search" (of a learning rate), "equal steps" (as many as 1F1B), "equal time" (as many
             as fit in 1F1B's seconds) or "length" (another number of steps).
         refused: what torch said when it refused this schedule; then all that would have been measured is None.
-        unlock_after_steps: of DNI alone: steps under `wait`, part of `steps`.
+        unlock_after_steps: of DNI alone: steps under `wait`, part of `steps`. in_flight: of stale and corrected, as of
+            ScheduleDNI; None: its default.
         seconds: of training, no evaluation counted. step_ms: seconds by steps.
         before_ms, after_ms: of an unlocked step, timed before and after all runs: how steady the machine was. None: not
             timed.
@@ -69,6 +70,7 @@ class LossRow:
     refused: str | None = None
     learning_rate: float | None = None
     unlock_after_steps: int | None = None
+    in_flight: int | None = None
     steps: int | None = None
     seconds: float | None = None
     step_ms: float | None = None

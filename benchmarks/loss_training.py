@@ -25,9 +25,10 @@ from dnipipe import ScheduleDNI
 from dnipipe.data import Corpus
 from dnipipe.observe.trace import Trace
 from dnipipe.optim import OptimizerName, StageClip, StageOptimizer, learning_rate_at
+from dnipipe.schedule.policy import LATE
 
 WEIGHT_DECAY, MAX_NORM, FINAL_FRACTION = 0.1, 1.0, 0.1
-WARMUP_SHARE, MAX_WARMUP_STEPS = 0.05, 100
+WARMUP_SHARE, MAX_WARMUP_STEPS = 0.1, 100
 UNLOCK_SHARE = 0.1
 Point = tuple[int, float, float]
 """Steps done, seconds of training, bits per byte of the validation text."""
@@ -35,13 +36,24 @@ Point = tuple[int, float, float]
 
 @dataclass(frozen=True)
 class Task:
-    """What all train on. workload: its microbatch_size is that of one microbatch a step, so the whole batch.
-    unlock_after_steps: of DNI, under `wait`; None: a tenth of each run. eval_sequences: of the validation text."""
+    """What all train on.
+
+    workload: its microbatch_size is that of one microbatch a step, so the whole batch. unlock_after_steps: of DNI,
+    under `wait`; None: a tenth of each run. in_flight: as of ScheduleDNI. eval_sequences: of the validation text.
+    """
 
     workload: Workload
     optimizer: OptimizerName
     unlock_after_steps: int | None
+    in_flight: int | None
     eval_sequences: int
+
+    def of_dni(self, plan: Plan) -> dict[str, Any]:
+        """Further arguments of ScheduleDNI for a run, {} for torch's schedules."""
+        if plan.entry.schedule != "DNI":
+            return {}
+        late = plan.entry.policy in LATE
+        return {"unlock_after_steps": plan.unlock_after_steps, "in_flight": self.in_flight if late else None}
 
     def cut(self, num_microbatches: int) -> Workload:
         """The same batch in so many microbatches."""
@@ -97,8 +109,7 @@ class Racer:
             for module, index in zip(self.modules, self.indices, strict=True)
         ]
         trace = Trace(rank, rank, device, enabled=False)
-        of_dni = {"unlock_after_steps": plan.unlock_after_steps} if plan.entry.schedule == "DNI" else {}
-        self.schedule = make_schedule(plan.entry, stages, self.workload, plan.microbatches, trace, **of_dni)
+        self.schedule = make_schedule(plan.entry, stages, self.workload, plan.microbatches, trace, **task.of_dni(plan))
         self.takes_input = any(stage.is_first for stage in stages)
         self.is_last = any(stage.is_last for stage in stages)
         self.optimizer = self._optimizer(task.optimizer)
@@ -125,12 +136,12 @@ class Racer:
 
     def step(self, step: int) -> None:
         batch_size = self.plan.microbatches * self.workload.microbatch_size
-        input_BT, target_BT = (
-            each.to(self.device, non_blocking=True)
-            for each in self.corpus.batch(
-                "train", step=step, batch_size=batch_size, seq_len=self.workload.seq_len, seed=self.plan.seed
-            )
+        batch = self.corpus.batch(
+            "train", step=step, batch_size=batch_size, seq_len=self.workload.seq_len, seed=self.plan.seed
         )
+        if self.device.type == "cuda":  # from other memory the copy would hold up the host
+            batch = (batch[0].pin_memory(), batch[1].pin_memory())
+        input_BT, target_BT = (each.to(self.device, non_blocking=True) for each in batch)
         args = (input_BT,) if self.takes_input else ()
         # the predictors of DNI are told the label
         needs_target = self.is_last or self.plan.entry.schedule == "DNI"

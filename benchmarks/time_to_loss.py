@@ -35,15 +35,17 @@ from benchmarks.contestants import TORCH_SCHEDULES, Entry
 from benchmarks.loss_curves import draw_curves
 from benchmarks.loss_race import Settings, race
 from benchmarks.loss_rows import LossRow
+from benchmarks.loss_simulated import simulate
 from benchmarks.loss_table import markdown, print_tables
 from benchmarks.loss_training import Task
 from benchmarks.ranks import run_ranks
-from benchmarks.rows import read_rows_of
+from benchmarks.rows import read_objects, read_rows_of, write_rows
 from benchmarks.throughput import DTYPES, numbers
 from benchmarks.workload import HEAD_WIDTH, Workload
 from dnipipe.data import stdlib_sources
 from dnipipe.data.sources import find_files
 from dnipipe.interface import TensorMeta, check_interface
+from dnipipe.schedule.policy import Policy
 
 NAME = "benchmarks.time_to_loss"
 TIMEOUT_S = 300.0
@@ -55,14 +57,18 @@ WITHOUT_INTERFACE = ("stale",)
 def main(arguments: Sequence[str] | None = None) -> int:
     """Returns the exit code: 0, or 2 with one line on stderr for a value that cannot be."""
     given = sys.argv[1:] if arguments is None else list(arguments)
-    options = _parser().parse_args(given)
+    options, command = _parser().parse_args(given), f"python -m {NAME} {shlex.join(given)}".strip()
     try:
-        settings = _settings(options, f"python -m {NAME} {shlex.join(given)}".strip())
+        if options.simulated:
+            loaded = [row for path in options.simulated for row in read_objects(path)]
+            write_rows(simulate(loaded, options.microbatches, command), options.json)
+        else:
+            settings = _settings(options, command)
     except (OSError, ValueError) as error:
         print(f"{NAME}: {error}", file=sys.stderr)
         return 2
-    options.json.parent.mkdir(parents=True, exist_ok=True)
-    run_ranks(options.stages, options.device, TIMEOUT_S, race, settings)
+    if not options.simulated:
+        run_ranks(options.stages, options.device, TIMEOUT_S, race, settings)
     show(read_rows_of(LossRow, options.json), options.json)
     return 0
 
@@ -80,11 +86,15 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--device", choices=("cpu", "cuda"), default="cpu", help="one process per stage; several may share a GPU")
     add("--json", type=Path, default=Path("runs/time_to_loss/time_to_loss.json"), metavar="FILE", help="the rows")
+    simulated = "no run: rows of benchmarks.policies, and of benchmarks.throughput or of a race, put together"
+    add("--simulated", nargs="+", type=Path, metavar="FILE", help=simulated)
     add("--schedules", default="GPipe,ZBVZeroBubble", metavar="NAME,...", help="of torch, beside 1F1B ('': none)")
     add("--policies", default=",".join(POLICIES), metavar="NAME,...", help="of DNI ('': none; default: all)")
     add("--interfaces", default="local_head", metavar="NAME,...", help="of the policies that predict")
     add("--transports", metavar="NAME,...", help="group, direct (default: direct where ranks share a GPU, else group)")
     add("--unlock-after-steps", type=int, metavar="N", help="of DNI, under wait (default: a tenth of each run)")
+    in_flight = "microbatches on the first stage, of stale and corrected, from S (the default) to 2 S - 1"
+    add("--in-flight", type=int, metavar="N", help=in_flight)
     add("--optimizer", choices=("AdamW", "Muon"), default="AdamW")
     _add_sizes(parser)
     _add_runs(parser)
@@ -139,7 +149,13 @@ def _settings(options: argparse.Namespace, command: str) -> Settings:
     dtype = DTYPES[options.dtype or ("bfloat16" if options.device == "cuda" else "float32")]
     sizes = (options.stages, options.blocks, options.width, options.seq_len, VOCAB_SIZE, options.batch_size)
     return Settings(
-        task=Task(Workload(*sizes, dtype), options.optimizer, options.unlock_after_steps, options.eval_sequences),
+        task=Task(
+            Workload(*sizes, dtype),
+            options.optimizer,
+            options.unlock_after_steps,
+            options.in_flight,
+            options.eval_sequences,
+        ),
         entries=_entries(options),
         microbatches=options.microbatches,
         own_microbatches=tuple(own),
@@ -197,6 +213,7 @@ def _entries(options: argparse.Namespace) -> tuple[Entry, ...]:
     possible = ("group", "direct") if shared else ("group",)
     transports = _names("--transports", options.transports or possible[-1], possible)
     activation = TensorMeta((options.batch_size, options.seq_len, options.width), torch.float32)
+    Policy("stale", in_flight=options.in_flight).check(options.stages)
     for name in options.interfaces.split(","):
         check_interface(name, activation, num_classes=VOCAB_SIZE)
     of_dni = [
