@@ -107,7 +107,7 @@ def _add_sizes(parser: argparse.ArgumentParser) -> None:
     add("--blocks", type=int, default=2, metavar="N", help="transformer blocks per stage (default: 2)")
     add("--width", type=int, default=128, metavar="D", help="of the model, a multiple of 64 (default: 128)")
     add("--seq-len", type=int, default=128, metavar="T", help="bytes of a sequence (default: 128)")
-    add("--batch-size", type=int, default=16, metavar="B", help="sequences of a step, whatever M (default: 16)")
+    add("--batch-size", type=int, default=8, metavar="B", help="sequences of a step, whatever M (default: 8)")
     add("--dtype", choices=tuple(DTYPES), help="(default: bfloat16 with float32 copies on a GPU, else float32)")
     data = "stdlib, site-packages (their Python sources), files or folders (default: stdlib)"
     add("--data", nargs="+", default=["stdlib"], metavar="WHAT", help=data)
@@ -116,19 +116,19 @@ def _add_sizes(parser: argparse.ArgumentParser) -> None:
 
 def _add_runs(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--steps", type=int, default=300, metavar="N", help="of 1F1B's run, and of equal steps (default: 300)")
+    add("--steps", type=int, default=400, metavar="N", help="of 1F1B's run, and of equal steps (default: 400)")
     add("--microbatches", type=int, default=4, metavar="M", help="(default: 4)")
     add("--best-microbatches", default="4,8", metavar="M,...", help="each also runs at its fastest of these ('': no)")
     add(
         "--learning-rates", default="5e-4,1e-3,2e-3", metavar="R,...", help="each takes its best (default: %(default)s)"
     )
-    add("--search-steps", type=int, metavar="N", help="of the runs that choose it (default: whole runs)")
+    add("--search-steps", type=int, metavar="N", help="of the runs that choose it (default: a quarter of --steps)")
     add("--lengths", default="", metavar="X,...", help="times --steps: more runs of DNI, such as 0.9,1.15")
     equal_time = "as many steps as fit in 1F1B's seconds (default: yes)"
     add("--equal-time", action=argparse.BooleanOptionalAction, default=True, help=equal_time)
     add("--seeds", default="0", metavar="N,...", help="of weights and batches (default: 0)")
-    add("--eval-every", type=int, metavar="N", help="steps (default: a twentieth of --steps)")
-    add("--eval-sequences", type=int, default=256, metavar="N", help="of the validation text (default: 256)")
+    add("--eval-every", type=int, metavar="N", help="steps (default: a tenth of --steps)")
+    add("--eval-sequences", type=int, default=128, metavar="N", help="of the validation text (default: 128)")
     add("--limit-s", type=float, default=math.inf, metavar="S", help="seconds of all: what does not fit is left out")
 
 
@@ -160,12 +160,12 @@ def _settings(options: argparse.Namespace, command: str) -> Settings:
         microbatches=options.microbatches,
         own_microbatches=tuple(own),
         learning_rates=_above_0("--learning-rates", options.learning_rates),
-        search_steps=None if options.search_steps == options.steps else options.search_steps,
+        search_steps=_search_steps(options),
         steps=options.steps,
         lengths=tuple(each for each in _above_0("--lengths", options.lengths) if each != 1) if options.lengths else (),
         equal_time=options.equal_time,
         seeds=_seeds(options.seeds),
-        eval_every=options.eval_every or max(1, options.steps // 20),
+        eval_every=options.eval_every or max(1, options.steps // 10),
         files=_files(options.data),
         max_bytes=int(options.max_mb * 1e6),
         started_s=time.time(),
@@ -173,6 +173,12 @@ def _settings(options: argparse.Namespace, command: str) -> Settings:
         rows=options.json,
         command=command,
     )
+
+
+def _search_steps(options: argparse.Namespace) -> int | None:
+    """None: whole runs, which then are those of equal steps."""
+    steps: int = options.search_steps or max(1, options.steps // 4)
+    return steps if steps != options.steps else None
 
 
 def _check_least(name: str, value: int | None, least: int) -> None:

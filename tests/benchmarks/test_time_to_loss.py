@@ -271,7 +271,7 @@ def test_the_simulation_from_files(tmp_path: Path, capsys: pytest.CaptureFixture
         ("--unlock-after-steps -1", "--unlock-after-steps must be at least 0, got -1"),
         ("--in-flight 4", "in_flight must be from 2 to 3 microbatches for 2 stages, got 4"),
         ("--width 100", "--width must be a multiple of 64, got 100"),
-        ("--microbatches 3", "--batch-size 16 is no multiple of 3 microbatches"),
+        ("--microbatches 3", "--batch-size 8 is no multiple of 3 microbatches"),
         ("--best-microbatches 4,x", "--best-microbatches is a list of numbers such as 1,2,4, got '4,x'"),
         ("--learning-rates 1e-3,0", "--learning-rates must be above 0 each, got '1e-3,0'"),
         ("--lengths long", "--lengths is a list of numbers such as 0.9,1.15, got 'long'"),
