@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import time
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +53,7 @@ def test_the_marks_are_those_of_1f1b_with_the_same_seed_and_the_given_microbatch
     rows = [
         a_row(own_microbatches=8),
         a_row("GPipe", seconds=4.0),
-        a_row(microbatches=8, own_microbatches=8, seconds=5.0),
+        a_row(microbatches=8, own_microbatches=8, seconds=5.0, bpb=1.9),
         a_row("DNI", policy="stale", seconds=4.0, bpb=3.0),
         a_row("DNI", policy="stale", seconds=6.0, bpb=1.0, purpose=LENGTH, steps=150),
         a_row("DNI", policy="synthetic", final_bpb=None),
@@ -70,7 +71,8 @@ def test_the_marks_are_those_of_1f1b_with_the_same_seed_and_the_given_microbatch
     assert reached[5] == reached[8] == (None, None, None), "what diverged, and what has no baseline"
     assert reached[7][2] == pytest.approx(4.0), "the mark of its own seed"
     ratios = [row.time_to_1f1b_ratio for row in marked]
-    assert ratios[:3] == pytest.approx([1.0, 0.5, 5 / 8]) and ratios[3] is None
+    at_2_0 = 3.75 + 1.25 * (4 - 4.1 * 2 / 3) / (4.1 / 3)
+    assert ratios[:3] == pytest.approx([1.0, 0.5, at_2_0 / 8]) and ratios[3] is None
     assert ratios[4] == pytest.approx(5.1 / 8) and ratios[7] == pytest.approx(4 / 8)
     # GPipe was fastest of torch's
     assert marked[4].time_to_best_ratio == pytest.approx(5.1 / 4)
@@ -112,13 +114,17 @@ def test_table_and_picture(tmp_path: Path) -> None:
         draw_curves([rows[-1]], tmp_path / "b.png")
 
 
-def _whole(rank: int, world: int, schedule: str) -> tuple[float, float]:
-    """What the validation says of a model in parts, before and after two steps."""
+def _racer(world: int, schedule: str) -> tuple[Racer, Validation]:
     task = Task(Workload(world, 2, 64, 16, 256, 4, torch.float32), "AdamW", None, None, 5)
     text = torch.arange(4000).remainder(251).to(torch.uint8)
     corpus, device = ByteCorpus(text, text[1000:2000]), torch.device("cpu")
-    validation = Validation(task, corpus, device, most_at_once=2)
     racer = Racer(Plan(Entry(schedule), 4, 1e-3, 2, 0, 0), task, corpus, device)
+    return racer, Validation(task, corpus, device, most_at_once=2)
+
+
+def _whole(rank: int, world: int, schedule: str) -> tuple[float, float]:
+    """What the validation says of a model in parts, before and after two steps."""
+    racer, validation = _racer(world, schedule)
     first = validation.bpb(racer)
     racer.seconds(range(2))
     racer.settle()
@@ -138,6 +144,22 @@ def test_the_validation_is_that_of_the_whole_model_however_it_is_cut() -> None:
         assert ranks[0][1] < ranks[0][0] - 0.1
     # gradients are clipped by their norm on a rank, and the ranks have other parts
     assert told["1F1B"][0][1] == pytest.approx(told["ZBVZeroBubble"][0][1], rel=0.01)
+
+
+def _clocked(rank: int, world: int) -> tuple[float, float]:
+    racer, _ = _racer(world, "1F1B")
+
+    def step(number: int) -> None:
+        time.sleep(1.0 if number == 0 else 0.05 * (1 + rank))
+
+    racer.step = step  # type: ignore[method-assign]
+    return racer.seconds(range(4)), racer.seconds(range(4, 6))
+
+
+def test_the_clock_is_that_of_the_slowest_rank_and_leaves_out_what_the_first_step_takes() -> None:
+    first, other = run_ranks(2, _clocked)
+    assert first == other, "all ranks choose by the same seconds"
+    assert 0.4 <= first[0] < 1.0 and 0.2 <= first[1] < 0.5
 
 
 @pytest.mark.timeout(300)
@@ -166,6 +188,9 @@ def test_a_race_end_to_end(tmp_path: Path, capfd: pytest.CaptureFixture[str]) ->
     assert by_label["GPipe"].final_bpb == pytest.approx(by_label["1F1B"].final_bpb, rel=1e-5)
     assert by_label["1F1B"].time_to_1f1b_ratio == pytest.approx(1.0)
     assert {row.steps for row in given if row.purpose == LENGTH} == {10}
+    for row in given:
+        if row.purpose == EQUAL_TIME:
+            assert row.steps == round(8 * by_label["1F1B"].seconds / by_label[row.label].seconds)
     assert all(row.own_microbatches in (2, 4) for row in given)
     for row in rows:
         if row.refused is None:
