@@ -35,7 +35,7 @@ from benchmarks.rows import write_rows
 from dnipipe.data import byte_corpus
 from dnipipe.schedule.policy import LATE
 
-PACE_WARM_UPS, PACE_STEPS = 3, 8
+PACE_WARM_UPS, PACE_ROUNDS, PACE_STEPS = 3, 3, 4
 MARGIN = 1.15  # of a run's time over its steps at the pace, for the steps under `wait`
 
 
@@ -236,9 +236,9 @@ class Race:
         self._pace_s = self._reserve_s / (len(counts) * len(settings.entries))
 
     def _pace_ms(self, contender: Contender) -> float:
-        steps = PACE_WARM_UPS + PACE_STEPS
+        steps = PACE_WARM_UPS + PACE_ROUNDS * PACE_STEPS
         racer, _ = self._build(contender, steps, 0, self.settings.learning_rates[0], unlock=0)
-        return pace_ms(racer, PACE_WARM_UPS, PACE_STEPS)
+        return pace_ms(racer, PACE_WARM_UPS, PACE_ROUNDS, PACE_STEPS)
 
     def _there_is_time(self, needed_s: float, what: str) -> bool:
         """By the clock of the first rank, which tells all."""

@@ -14,7 +14,7 @@ from .table import drawn, marked, ms, print_whole, said, size
 HEADINGS = (
     "schedule", "M", "learning\nrate", "step ms", "before, after", "bits/byte\nequal steps", "to\n1F1B",
     "bits/byte\nequal time", "to\n1F1B", "s to loss at\n50 %", "75 %", "100 %", "steps\nfor it", "x time\nof 1F1B",
-    "x time\nof torch", "peak",
+    "of best\nof torch", "peak",
 )  # fmt: skip
 
 

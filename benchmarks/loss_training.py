@@ -6,6 +6,7 @@ Legend: B sequences of a batch, T bytes of a sequence.
 from __future__ import annotations
 
 import math
+import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -251,9 +252,10 @@ def stretches(steps: int, eval_every: int) -> list[range]:
     return [range(first, end) for first, end in zip([0, *ends], ends, strict=False)]
 
 
-def pace_ms(racer: Racer, warm_ups: int, steps: int) -> float:
-    """Milliseconds of a step. Every rank must call it."""
+def pace_ms(racer: Racer, warm_ups: int, rounds: int, steps: int) -> float:
+    """Milliseconds of a step, a median over rounds. Every rank must call it."""
     racer.seconds(range(warm_ups))
-    seconds = racer.seconds(range(warm_ups, warm_ups + steps))
+    first = range(warm_ups, warm_ups + rounds * steps, steps)
+    seconds = statistics.median(racer.seconds(range(start, start + steps)) for start in first)
     racer.settle()
     return seconds / steps * 1e3

@@ -132,8 +132,8 @@ def _add_runs(parser: argparse.ArgumentParser) -> None:
     add("--limit-s", type=float, default=math.inf, metavar="S", help="seconds of all: what does not fit is left out")
 
 
-def _settings(options: argparse.Namespace, command: str) -> Settings:
-    """Raises: ValueError, OSError: it names the option."""
+def _check_sizes(options: argparse.Namespace) -> None:
+    """Raises: ValueError: it names the option."""
     for name in ("stages", "blocks", "seq_len", "batch_size", "steps", "microbatches", "eval_sequences"):
         _check_least(name, getattr(options, name), 1)
     for name, least in (("unlock_after_steps", 0), ("search_steps", 1), ("eval_every", 1)):
@@ -142,20 +142,26 @@ def _settings(options: argparse.Namespace, command: str) -> Settings:
         raise ValueError(f"--width must be a multiple of {HEAD_WIDTH}, got {options.width}")
     if options.device == "cuda" and not torch.cuda.device_count():
         raise ValueError("--device cuda: torch sees no GPU; run with --device cpu")
+
+
+def _settings(options: argparse.Namespace, command: str) -> Settings:
+    """Raises: ValueError, OSError: it names the option."""
+    _check_sizes(options)
     own = numbers("--best-microbatches", options.best_microbatches) if options.best_microbatches else []
     for m in (options.microbatches, *own):
         if options.batch_size % m:
             raise ValueError(f"--batch-size {options.batch_size} is no multiple of {m} microbatches")
     dtype = DTYPES[options.dtype or ("bfloat16" if options.device == "cuda" else "float32")]
     sizes = (options.stages, options.blocks, options.width, options.seq_len, VOCAB_SIZE, options.batch_size)
+    task = Task(
+        Workload(*sizes, dtype),
+        options.optimizer,
+        options.unlock_after_steps,
+        options.in_flight,
+        options.eval_sequences,
+    )
     return Settings(
-        task=Task(
-            Workload(*sizes, dtype),
-            options.optimizer,
-            options.unlock_after_steps,
-            options.in_flight,
-            options.eval_sequences,
-        ),
+        task=task,
         entries=_entries(options),
         microbatches=options.microbatches,
         own_microbatches=tuple(own),
