@@ -211,6 +211,16 @@ def test_a_race_end_to_end(tmp_path: Path, capfd: pytest.CaptureFixture[str]) ->
 
 
 @pytest.mark.timeout(200)
+def test_a_run_that_diverges_ends_there_and_has_no_loss(tmp_path: Path) -> None:
+    path = tmp_path / "rows.json"
+    options = f"{TINY} --steps 9 --policies= --schedules= --best-microbatches= --learning-rates 1e30"
+    assert time_to_loss.main([*options.split(), "--json", str(path)]) == 0
+    (row,) = read_rows_of(LossRow, path)
+    assert (row.label, row.final_bpb, row.seconds_to_50, row.time_to_1f1b_ratio) == ("1F1B", None, None, None)
+    assert len(row.curve) < 3 and row.steps == 9 and row.step_ms is not None
+
+
+@pytest.mark.timeout(200)
 def test_what_there_is_no_time_for_is_named_and_left_out(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "rows.json"
     options = f"{TINY} --steps 3 --policies stale --schedules ZBVZeroBubble --best-microbatches= --limit-s 0"
