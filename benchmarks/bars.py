@@ -27,7 +27,14 @@ TORCH: Mapping[str, str] = MappingProxyType(
     }
 )
 DNI: Mapping[str, str] = MappingProxyType(
-    {"DNI linear": "#e69f00", "DNI local_head": "#d55e00", "DNI transformer": "#cc79a7"}
+    {
+        "DNI linear": "#e69f00",
+        "DNI local_head": "#d55e00",
+        "DNI transformer": "#cc79a7",
+        "DNI stale": "#8b4513",
+        "DNI local_head corrected": "#f4a582",
+        "DNI transformer corrected": "#882255",
+    }
 )
 OTHER = "#f0e442"
 DIRECT = " direct"  # ends the label of a row whose transport is direct

@@ -43,6 +43,12 @@ def entries(transports: tuple[str, ...]) -> tuple[Entry, ...]:
     return (*map(Entry, TORCH_SCHEDULES), *of_dni)
 
 
+def late_entries(transports: tuple[str, ...]) -> tuple[Entry, ...]:
+    """DNI under the policies that hold graphs until the true gradient is here: stale needs no predictor."""
+    policies = ((None, "stale"), ("local_head", "corrected"), ("transformer", "corrected"))
+    return tuple(Entry("DNI", interface, each, policy) for each in transports for interface, policy in policies)
+
+
 class Parts:
     """This rank's stages of the model, cut in one way, and their optimizer: shared by the schedules that cut alike.
 

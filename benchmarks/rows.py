@@ -31,7 +31,7 @@ class Row:
         predicted_ms: the planner's step time from measured parts.
         ratio_to_gpipe, ratio_to_1f1b: throughput by theirs on the same microbatches. None: there is none of theirs.
         peak_bytes: of memory, largest over ranks. None on a CPU.
-        in_flight: microbatches whose graph is alive, largest over ranks and time.
+        in_flight: microbatches whose graph is alive, largest over ranks and time. None: not counted.
         interface_cost_share: of DNI alone, 0 to 1: predict and learn by the stage's time.
     """
 
