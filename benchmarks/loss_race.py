@@ -245,7 +245,7 @@ class Race:
         settings = self.settings
         ends_s = time.time() - settings.started_s + needed_s + self._reserve_s
         answer = [ends_s <= settings.limit_s]
-        dist.broadcast_object_list(answer)
+        dist.broadcast_object_list(answer, src=0)
         if not answer[0] and dist.get_rank() == 0:
             print(f"left out, for --limit-s {settings.limit_s:g} is used up: {what}", file=sys.stderr)
         return answer[0]
