@@ -29,6 +29,9 @@ TORCH: Mapping[str, str] = MappingProxyType(
 DNI: Mapping[str, str] = MappingProxyType(
     {"DNI linear": "#e69f00", "DNI local_head": "#d55e00", "DNI transformer": "#cc79a7"}
 )
+LATE: Mapping[str, str] = MappingProxyType(
+    {"DNI stale": "#8b4513", "DNI local_head corrected": "#f4a582", "DNI transformer corrected": "#882255"}
+)
 OTHER = "#f0e442"
 DIRECT = " direct"  # ends the label of a row whose transport is direct
 INK, BOUND_INK, FAINT = "#333333", "#000000", "#e4e4e4"
@@ -74,13 +77,13 @@ def draw_bars(rows: Sequence[Row], path: str | Path) -> None:
 def _labels(rows: Sequence[Row]) -> list[str]:
     """All schedules, in the order of their bars."""
     measured = dict.fromkeys(row.label for row in rows)
-    known = [*TORCH, *(label + suffix for suffix in ("", DIRECT) for label in DNI)]
+    known = [*TORCH, *(label + suffix for suffix in ("", DIRECT) for label in (*DNI, *LATE))]
     return [label for label in known if label in measured] + [label for label in measured if label not in known]
 
 
 def _style(label: str) -> dict[str, Any]:
     """Direct copies look like what carries them out, hatched."""
-    colour = {**TORCH, **DNI}.get(label.removesuffix(DIRECT), OTHER)
+    colour = {**TORCH, **DNI, **LATE}.get(label.removesuffix(DIRECT), OTHER)
     return {"facecolor": colour, "edgecolor": "#ffffff", "hatch": "///" if label.endswith(DIRECT) else ""}
 
 

@@ -27,6 +27,7 @@ from dnipipe.plan import Times, simulate
 from dnipipe.plan import dni as plan_dni
 from dnipipe.plan import gpipe as plan_gpipe
 from dnipipe.plan import one_f_one_b as plan_1f1b
+from dnipipe.schedule.policy import LATE
 
 ALONE = "alone"
 TRACED_STEPS = 2
@@ -76,7 +77,8 @@ def compete(rank: int, device: torch.device, settings: Settings) -> None:
             measured[entry].refused = str(error).splitlines()[0]
             continue
         measured[entry].peak_bytes = largest(_peak_bytes(contestant, before))
-        measured[entry].in_flight = largest(contestant.held.peak)
+        if entry.policy not in LATE:  # whose graphs are taken out of torch's hands, where they are counted
+            measured[entry].in_flight = largest(contestant.held.peak)
         if entry.schedule == "DNI":
             measured[entry].bound = 1.0
         else:
@@ -157,8 +159,11 @@ def _interface_ms(spans: Sequence[Span], num_microbatches: int) -> float:
 
 
 def _predicted_ms(entry: Entry, costs: Costs, interface_ms: float | None, stages: int, m: int) -> float | None:
-    """The planner's step, made of the measured parts; None for schedules that it does not know."""
+    """The planner's step, made of the measured parts; None for schedules that it does not know, and for late policies,
+    of which no step is like the next."""
     half_ms = costs.backward_ms / 2
+    if entry.policy in LATE:
+        return None
     times = Times.ms(costs.forward_ms, half_ms, half_ms, costs.transfer_ms, interface_ms or 0)
     match entry.schedule:
         case "GPipe":
@@ -191,7 +196,7 @@ def _rows(
                 card=card(device),
                 schedule=entry.schedule,
                 interface=entry.interface,
-                policy="synthetic" if entry.interface else None,
+                policy=entry.policy,
                 transport=_transport(entry, device),
                 stages=workload.stages,
                 microbatches=m,

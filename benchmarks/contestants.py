@@ -23,22 +23,30 @@ INTERFACES = ("linear", "local_head", "transformer")
 
 @dataclass(frozen=True)
 class Entry:
-    """Who competes. interface, transport: of DNI; None for torch's own schedules."""
+    """Who competes. interface, transport, policy: of DNI; None for torch's own schedules."""
 
     schedule: str
     interface: str | None = None
     transport: str | None = None
+    policy: str | None = None
 
     @property
     def title(self) -> str:
+        policy = self.policy if self.policy != "synthetic" else None
         transport = self.transport if self.transport == "direct" else None
-        return " ".join(part for part in (self.schedule, self.interface, transport) if part)
+        return " ".join(part for part in (self.schedule, self.interface, policy, transport) if part)
 
 
 def entries(transports: tuple[str, ...]) -> tuple[Entry, ...]:
-    """All of them; DNI with each of its interfaces and each transport."""
-    of_dni = [Entry("DNI", interface, transport) for transport in transports for interface in INTERFACES]
+    """All of them; DNI synthetic with each of its interfaces and each transport."""
+    of_dni = [Entry("DNI", interface, transport, "synthetic") for transport in transports for interface in INTERFACES]
     return (*map(Entry, TORCH_SCHEDULES), *of_dni)
+
+
+def late_entries(transports: tuple[str, ...]) -> tuple[Entry, ...]:
+    """DNI under the policies that hold graphs until the true gradient is here: stale needs no predictor."""
+    policies = ((None, "stale"), ("local_head", "corrected"), ("transformer", "corrected"))
+    return tuple(Entry("DNI", interface, each, policy) for each in transports for interface, policy in policies)
 
 
 class Parts:
@@ -89,7 +97,8 @@ class Contestant:
             for module, index in zip(parts.modules, parts.indices, strict=True)
         ]
         self.trace = Trace(rank, rank, device, enabled=False)
-        self.schedule = self._make(stages, workload, num_microbatches, post_ahead)
+        ahead = {"post_ahead": True if post_ahead else None} if entry.schedule == "DNI" else {}
+        self.schedule = make_schedule(entry, stages, workload, num_microbatches, self.trace, **ahead)
         # our own schedule records its spans itself
         quiet = Trace(rank, rank, device, enabled=False)
         self.held: Held = watch_chunks(stages, quiet if entry.schedule == "DNI" else self.trace)
@@ -98,27 +107,6 @@ class Contestant:
         # the predictors of DNI are told the label
         needs_target = entry.schedule == "DNI" or any(stage.is_last for stage in stages)
         self._kwargs: dict[str, Any] = {"target": tokens} if needs_target else {}
-
-    def _make(self, stages: list[PipelineStage], workload: Workload, num_microbatches: int, post_ahead: bool) -> Any:
-        entry = self.entry
-        if entry.schedule == "DNI":
-            assert entry.transport is not None
-            return ScheduleDNI(
-                stages[0],
-                num_microbatches,
-                loss_fn=token_loss,
-                interface=entry.interface,
-                interface_optimizer=_interface_optimizer(self.parts.device),
-                policy="synthetic",
-                check_every_steps=0,
-                trace=self.trace,
-                num_classes=workload.vocab_size,
-                transport=entry.transport,
-                post_ahead=True if post_ahead else None,
-            )
-        schedule_class = get_schedule_class(entry.schedule)
-        several = issubclass(schedule_class, PipelineScheduleMulti)
-        return schedule_class(stages if several else stages[0], num_microbatches, loss_fn=token_loss)
 
     def step(self) -> None:
         self.schedule.step(*self._args, **self._kwargs, return_outputs=False)
@@ -131,6 +119,34 @@ class Contestant:
             self.schedule.flush()
         if self.parts.device.type == "cuda":
             torch.cuda.synchronize(self.parts.device)
+
+
+def make_schedule(
+    entry: Entry, stages: list[PipelineStage], workload: Workload, num_microbatches: int, trace: Trace, **of_dni: Any
+) -> Any:
+    """A schedule on this rank. Every rank must call it.
+
+    Args:   stages: this rank's. of_dni: further arguments of ScheduleDNI.
+    Raises: ValueError: the schedule cannot be for so many microbatches or stages.
+    """
+    if entry.schedule == "DNI":
+        assert entry.transport is not None and entry.policy is not None
+        return ScheduleDNI(
+            stages[0],
+            num_microbatches,
+            loss_fn=token_loss,
+            interface=entry.interface,
+            interface_optimizer=_interface_optimizer(trace.device),
+            policy=entry.policy,
+            check_every_steps=0,
+            trace=trace,
+            num_classes=workload.vocab_size,
+            transport=entry.transport,
+            **of_dni,
+        )
+    schedule_class = get_schedule_class(entry.schedule)
+    several = issubclass(schedule_class, PipelineScheduleMulti)
+    return schedule_class(stages if several else stages[0], num_microbatches, loss_fn=token_loss)
 
 
 def _interface_optimizer(device: torch.device) -> Callable[[Any], torch.optim.Optimizer]:

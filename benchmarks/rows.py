@@ -31,7 +31,7 @@ class Row:
         predicted_ms: the planner's step time from measured parts.
         ratio_to_gpipe, ratio_to_1f1b: throughput by theirs on the same microbatches. None: there is none of theirs.
         peak_bytes: of memory, largest over ranks. None on a CPU.
-        in_flight: microbatches whose graph is alive, largest over ranks and time.
+        in_flight: microbatches whose graph is alive, largest over ranks and time. None: not counted.
         interface_cost_share: of DNI alone, 0 to 1: predict and learn by the stage's time.
     """
 
@@ -99,18 +99,24 @@ def read_rows(path: str | Path) -> list[Row]:
 
 def read_rows_of(kind: type[Kind], path: str | Path) -> list[Kind]:
     """The same for rows of another kind of dataclass."""
+    return [_row(kind, each, f"{path}, row {number}") for number, each in enumerate(read_objects(path))]
+
+
+def read_objects(path: str | Path) -> list[dict[str, Any]]:
+    """The rows of any kind, as they are. Raises: ValueError: not a JSON list of objects; it names file and row."""
     try:
         loaded = json.loads(Path(path).read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{path} is not JSON: {error}") from None
     if not isinstance(loaded, list):
         raise ValueError(f"{path} holds a JSON {type(loaded).__name__}, not a list of rows")
-    return [_row(kind, each, f"{path}, row {number}") for number, each in enumerate(loaded)]
+    for number, each in enumerate(loaded):
+        if not isinstance(each, dict):
+            raise ValueError(f"{path}, row {number} is a JSON {type(each).__name__}, not an object")
+    return loaded
 
 
-def _row(kind: type[Kind], loaded: Any, place: str) -> Kind:
-    if not isinstance(loaded, dict):
-        raise ValueError(f"{place} is a JSON {type(loaded).__name__}, not an object")
+def _row(kind: type[Kind], loaded: dict[str, Any], place: str) -> Kind:
     known = {field.name for field in fields(cast(Any, kind))}
     for fault, names in (("unknown", loaded.keys() - known), ("missing", known - loaded.keys())):
         if names:

@@ -18,7 +18,7 @@ from rich.console import Console
 
 from benchmarks.bars import draw_bars
 from benchmarks.compete import Settings, compete
-from benchmarks.contestants import Entry, entries
+from benchmarks.contestants import Entry, entries, late_entries
 from benchmarks.ranks import run_ranks
 from benchmarks.rows import Row, read_rows, write_rows
 from benchmarks.table import markdown, show
@@ -66,8 +66,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--blocks", default="4", metavar="N,...", help="transformer blocks per stage (default: 4)")
     add("--vocab-size", type=int, default=256, metavar="V", help="(default: 256)")
     add("--dtype", choices=tuple(DTYPES), help="(default: bfloat16 on a GPU, else float32)")
-    names = ", ".join(_name(entry) for entry in entries(("group", "direct")))
-    add("--only", metavar="NAME,...", help=f"some of: {names} (default: all that the device can)")
+    names, late = (", ".join(map(_name, of(("group", "direct")))) for of in (entries, late_entries))
+    add("--only", metavar="NAME,...", help=f"some of: {names} (default: all that the device can), or of: {late}")
     add("--rounds", type=int, default=5, help="turns of each schedule (default: 5)")
     add("--steps", type=int, default=4, help="timed steps of a turn (default: 4)")
     ahead = "of ScheduleDNI: on a GPU too, a step's first receive is posted before the step (see there)"
@@ -118,8 +118,10 @@ def numbers(option: str, text: str) -> list[int]:
 
 def _entries(options: argparse.Namespace) -> tuple[Entry, ...]:
     shared = options.device == "cuda" and torch.cuda.device_count() == 1 and options.stages > 1
-    known = {_name(entry): entry for entry in entries(("group", "direct") if shared else ("group",))}
-    names = options.only.split(",") if options.only is not None else list(known)
+    transports = ("group", "direct") if shared else ("group",)
+    by_default = entries(transports)
+    known = {_name(entry): entry for entry in (*by_default, *late_entries(transports))}
+    names = options.only.split(",") if options.only is not None else list(map(_name, by_default))
     unknown = [name for name in names if name not in known]
     if unknown:
         raise ValueError(f"--only {unknown[0]}: choose of {', '.join(known)}")

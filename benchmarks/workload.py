@@ -32,15 +32,17 @@ class Workload:
     def heads(self) -> int:
         return max(1, self.width // HEAD_WIDTH)
 
-    def chunks(self, indices: list[int], num_chunks: int, device: torch.device) -> list[nn.Sequential]:
+    def chunks(self, indices: list[int], num_chunks: int, device: torch.device, seed: int = 0) -> list[nn.Sequential]:
         """Some of the `num_chunks` equal parts of the model; the embedding is in the first, the head in the last.
+
+        Args:   seed: of the weights, which are the same however the model is cut.
 
         Raises: ValueError: the blocks cannot be divided evenly.
         """
         depth = self.stages * self.blocks_per_stage
         if depth % num_chunks:
             raise ValueError(f"{depth} blocks cannot be cut into {num_chunks} equal parts: change --blocks")
-        torch.manual_seed(0)
+        torch.manual_seed(seed)
         with device:
             embedding, *blocks, head = byte_gpt(
                 vocab_size=self.vocab_size, seq_len=self.seq_len, width=self.width, depth=depth, heads=self.heads

@@ -45,6 +45,19 @@ def test_every_schedule_is_measured_or_refused(tmp_path: Path) -> None:
     ]  # fmt: skip
 
 
+def test_late_policies_are_measured_where_they_are_asked_for(tmp_path: Path) -> None:
+    only = "1F1B,DNI:local_head,DNI:stale,DNI:local_head:corrected"
+    rows = _run(f"{TINY} --microbatches 2 --only {only}", tmp_path / "rows.json")
+    assert [(row.label, row.policy, row.interface) for row in rows] == [
+        ("1F1B", None, None), ("DNI local_head", "synthetic", "local_head"), ("DNI stale", "stale", None),
+        ("DNI local_head corrected", "corrected", "local_head"),
+    ]  # fmt: skip
+    assert all(row.step_ms is not None and row.ratio_to_1f1b is not None for row in rows)
+    assert [row.in_flight for row in rows] == [2, 1, None, None]
+    shares = [row.interface_cost_share for row in rows]
+    assert shares[0] is shares[2] is None and shares[1] and shares[3]
+
+
 def _faster_than_dni(path: Path) -> list[str]:
     """Torch's schedules that were more than 3 % faster."""
     torch_s = "GPipe,1F1B,Interleaved1F1B,InterleavedZeroBubble,ZBVZeroBubble"
