@@ -98,9 +98,9 @@ class PipelineConfig(Section):
     it, and no limit on a CPU."""
     policy: Literal["auto", "wait", "synthetic", "stale", "corrected"] = "auto"
     """Which gradient a stage uses: see dnipipe/schedule/policy.py."""
-    interface: Literal["auto", "linear", "mlp", "conv", "local_head", "scaled_head", "transformer", "potential"] = (
-        "auto"
-    )
+    interface: Literal[
+        "auto", "linear", "mlp", "conv", "local_head", "scaled_head", "sampled_head", "transformer", "potential"
+    ] = "auto"
     """What predicts it; auto chooses by the activation's layout: see dnipipe/interface/choose.py."""
     lag: int = 2
     """Micro-batches from an activation to the true gradient that travels beside it; at least 1."""

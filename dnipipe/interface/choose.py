@@ -20,7 +20,7 @@ from .linear import Linear
 from .local_head import LocalHead
 from .mlp import MLP
 from .potential import Potential
-from .scaled import scaled_head
+from .scaled import sampled_head, scaled_head
 from .transformer import Transformer
 
 
@@ -51,6 +51,7 @@ _KINDS: Mapping[str, _Kind] = MappingProxyType(
         "conv": _Kind(Conv, (4,), 1),
         "local_head": _Kind(LocalHead, (2, 3), -1, classifies=True),
         "scaled_head": _Kind(scaled_head, (2, 3), -1, classifies=True),
+        "sampled_head": _Kind(sampled_head, (2, 3), -1, classifies=True),
         "transformer": _Kind(Transformer, (3,), -1),
         "potential": _Kind(Potential, (2, 3), -1),
     }
@@ -86,7 +87,8 @@ def build_interface(
 ) -> Interface:
     """A fresh interface for activations like `activation`, with float32 parameters on its device (TensorMeta: the CPU).
 
-    Args:    name: "linear", "mlp", "conv", "local_head", "scaled_head", "transformer" or "potential".
+    Args:    name: "linear", "mlp", "conv", "local_head", "scaled_head", "sampled_head", "transformer" or
+             "potential".
              num_classes, label: conditional on the label if num_classes > 0 and `label` fits the activation, else not.
              A head always needs num_classes.
              options: passed to the class, e.g. width=256 or normalise=False.

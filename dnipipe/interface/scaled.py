@@ -82,3 +82,12 @@ class Scaled(Interface):
 def scaled_head(features: int, num_classes: int, **options: int) -> Scaled:
     """A local head that is scaled; arguments and errors as LocalHead's."""
     return Scaled(LocalHead(features, num_classes, **options))
+
+
+def sampled_head(features: int, num_classes: int, **options: int) -> Scaled:
+    """The same for a large vocabulary: of rank 128, with 1024 classes drawn, or all where there are fewer.
+
+    At 50 000 classes and D = 768 it takes 4.5 % of a stage of 4 blocks, where the full head takes 214 % (docs/log.md).
+    """
+    cheap = {"rank": min(128, features), "samples": min(1024, max(1, num_classes))}
+    return scaled_head(features, num_classes, **{**cheap, **options})

@@ -101,3 +101,17 @@ def test_options_of_the_name_are_those_of_the_head() -> None:
     assert made.interface.classify.in_features == 2
     with pytest.raises(ValueError, match="rank = 0 must be at least 1"):
         build_interface("scaled_head", torch.randn(4, 3, 8), num_classes=9, rank=0)
+
+
+@pytest.mark.parametrize(
+    "features, num_classes, rank, samples", [(8, 9, 8, 9), (768, 50_000, 128, 1024)], ids=["small", "large"]
+)
+def test_a_sampled_head_is_cheap_where_the_vocabulary_is_large(
+    features: int, num_classes: int, rank: int, samples: int
+) -> None:
+    made = build_interface("sampled_head", torch.empty(4, 3, features), num_classes=num_classes)
+    assert isinstance(made, Scaled) and isinstance(made.interface, LocalHead) and made.interface.sampled is not None
+    assert made.interface.classify.in_features == rank and made.interface.sampled.num_samples == samples
+    other = build_interface("sampled_head", torch.empty(4, 3, features), num_classes=num_classes, samples=5)
+    assert isinstance(other, Scaled) and isinstance(other.interface, LocalHead) and other.interface.sampled is not None
+    assert other.interface.classify.in_features == rank and other.interface.sampled.num_samples == 5

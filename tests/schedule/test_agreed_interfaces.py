@@ -126,7 +126,7 @@ def test_one_name_serves_all_outputs_that_it_fits() -> None:
     [
         (
             "bogus",
-            "unknown interface 'bogus': choose one of linear, mlp, conv, local_head, scaled_head, transformer",
+            "unknown interface 'bogus': choose one of linear, mlp, conv, local_head, scaled_head, sampled_head",
         ),
         ("conv", f"interface 'conv' takes an activation of shape (B, C, H, W), got {ROW}: choose linear or mlp"),
     ],
