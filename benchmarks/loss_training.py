@@ -110,10 +110,13 @@ class Racer:
             for module, index in zip(self.modules, self.indices, strict=True)
         ]
         trace = Trace(rank, rank, device, enabled=False)
-        self.schedule = make_schedule(plan.entry, stages, self.workload, plan.microbatches, trace, **task.of_dni(plan))
+        self.optimizer = self._optimizer(task.optimizer)
+        of_dni = task.of_dni(plan)
+        if of_dni:
+            of_dni["master_weights"] = self.optimizer.masters
+        self.schedule = make_schedule(plan.entry, stages, self.workload, plan.microbatches, trace, **of_dni)
         self.takes_input = any(stage.is_first for stage in stages)
         self.is_last = any(stage.is_last for stage in stages)
-        self.optimizer = self._optimizer(task.optimizer)
 
     def _optimizer(self, name: OptimizerName) -> StageOptimizer:
         # one for both chunks of a rank, if it has two: gradients are clipped by their norm on a rank

@@ -100,7 +100,9 @@ class PipelineConfig(Section):
     policy: str = "auto"
     """Which gradient a stage uses: auto, wait, synthetic, stale or corrected, or one after the other, each but the last
     with its optimizer steps, as in wait:200,synthetic:800,stale. See dnipipe/schedule/policy.py."""
-    interface: Literal["auto", "linear", "mlp", "conv", "local_head", "transformer"] = "auto"
+    interface: Literal[
+        "auto", "linear", "mlp", "conv", "local_head", "scaled_head", "sampled_head", "transformer", "potential"
+    ] = "auto"
     """What predicts it; auto chooses by the activation's layout: see dnipipe/interface/choose.py."""
     lag: int = 2
     """Micro-batches from an activation to the true gradient that travels beside it; at least 1."""

@@ -32,8 +32,9 @@ class Block:
     """wait: true gradients only. synthetic: predicted ones at once. auto: wait for unlock_after_steps, then synthetic.
     """
     interface: str | tuple[str, ...] | None = None
-    """How the gradient at a stage's output is predicted (linear, mlp, conv, local_head, transformer), one name for all
-    outputs or a list, one per output that needs a gradient; null chooses by the activation and the label."""
+    """How the gradient at a stage's output is predicted (linear, mlp, conv, local_head, scaled_head, sampled_head,
+    transformer, potential), one name for all outputs or a list, one per output that needs a gradient; null chooses by
+    the activation and the label."""
     interface_learning_rate: float = 1e-3
     """Of Adam, which trains the predictors; more than 0."""
     lag: int = DEFAULT_LAG

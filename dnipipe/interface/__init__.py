@@ -16,4 +16,6 @@ from .learner import Learner as Learner
 from .linear import Linear as Linear
 from .local_head import LocalHead as LocalHead
 from .mlp import MLP as MLP
+from .potential import Potential as Potential
+from .scaled import Scaled as Scaled
 from .transformer import Transformer as Transformer

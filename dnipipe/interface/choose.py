@@ -19,6 +19,8 @@ from .conv import Conv
 from .linear import Linear
 from .local_head import LocalHead
 from .mlp import MLP
+from .potential import Potential
+from .scaled import sampled_head, scaled_head
 from .transformer import Transformer
 
 
@@ -32,11 +34,13 @@ class TensorMeta:
 
 @dataclass(frozen=True)
 class _Kind:
-    """A kind of interface: its class, the ranks it takes, and the dimension whose size it is built for."""
+    """A kind of interface: its class, the ranks it takes, the dimension whose size it is built for, and whether it
+    classifies and so always needs num_classes."""
 
     build: Callable[..., Interface]
     ranks: tuple[int, ...]
     dim: int
+    classifies: bool = False
 
 
 _LAYOUTS: Mapping[int, str] = MappingProxyType({2: "(B, D)", 3: "(B, T, D)", 4: "(B, C, H, W)"})
@@ -45,8 +49,11 @@ _KINDS: Mapping[str, _Kind] = MappingProxyType(
         "linear": _Kind(Linear, (2, 3), -1),
         "mlp": _Kind(MLP, (2, 3), -1),
         "conv": _Kind(Conv, (4,), 1),
-        "local_head": _Kind(LocalHead, (2, 3), -1),
+        "local_head": _Kind(LocalHead, (2, 3), -1, classifies=True),
+        "scaled_head": _Kind(scaled_head, (2, 3), -1, classifies=True),
+        "sampled_head": _Kind(sampled_head, (2, 3), -1, classifies=True),
         "transformer": _Kind(Transformer, (3,), -1),
+        "potential": _Kind(Potential, (2, 3), -1),
     }
 )
 
@@ -80,15 +87,16 @@ def build_interface(
 ) -> Interface:
     """A fresh interface for activations like `activation`, with float32 parameters on its device (TensorMeta: the CPU).
 
-    Args:    name: "linear", "mlp", "conv", "local_head" or "transformer".
+    Args:    name: "linear", "mlp", "conv", "local_head", "scaled_head", "sampled_head", "transformer" or
+             "potential".
              num_classes, label: conditional on the label if num_classes > 0 and `label` fits the activation, else not.
-             A local head always needs num_classes.
+             A head always needs num_classes.
              options: passed to the class, e.g. width=256 or normalise=False.
     Raises:  ValueError: an unknown name; an activation of a rank that the kind does not take; what its class refuses.
     """
     kind = check_interface(name, activation, num_classes=num_classes)
     shape = tuple(activation.shape)
-    conditional = name == "local_head" or _fits(label, activation)
+    conditional = kind.classifies or _fits(label, activation)
     interface = kind.build(shape[kind.dim], num_classes=num_classes if conditional else 0, **options)
     device = activation.device if isinstance(activation, Tensor) else torch.device("cpu")
     return interface.to(device=device, dtype=torch.float32)
@@ -107,7 +115,7 @@ def check_interface(name: str, activation: TensorMeta | Tensor, *, num_classes: 
         fitting = [other for other, its in _KINDS.items() if len(shape) in its.ranks]
         cure = f"choose {' or '.join(fitting)}" if fitting else "wrap your own module in Custom"
         raise ValueError(f"interface {name!r} takes an activation of shape {takes}, got {shape}: {cure}")
-    if name == "local_head" and num_classes < 1:
+    if kind.classifies and num_classes < 1:
         raise ValueError(
             f"num_classes = {num_classes}: a local head classifies; give the number of classes, at least 1"
         )

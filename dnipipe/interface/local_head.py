@@ -9,8 +9,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .base import Interface
+from .block import Block
 from .conditional import label_shapes, require_label
 from .precision import LayerNorm, full_precision, own_view, precision_of
+from .sampled import SampledCrossEntropy
 
 IGNORE_INDEX = -100
 
@@ -23,21 +25,42 @@ class LocalHead(Interface):
     The classifier starts at zero, so an untrained head moves no weight.
 
     Args:    features: D. num_classes: C, at least 1.
+             rank: of the classifier, D -> rank -> C, for a large C; None: full.
+             samples: classes, beside those that are labels of the microbatch, that the cross-entropy is taken over
+             (sampled.py), for a large C; None: all.
+             blocks: causal pre-LayerNorm blocks of width D before the classifier, for h (B, T, D) only.
     Shapes:  h (B, D) with label (B,), or h (B, T, D) with label (B, T), or h (B, T, D) with label (B,), where the mean
              over T is classified -> the shape of h. Label -100 is ignored; if all are, the gradient is exactly 0.
     Units:   gradient of the mean loss of one microbatch, over its labels that count.
-    Raises:  ValueError: num_classes < 1; no label that fits. TypeError: labels that are not integers.
+    Raises:  ValueError: num_classes < 1, rank < 1, blocks < 0, samples not from 1 to C; no label that fits; blocks and
+             h (B, D). TypeError: labels that are not integers.
     """
 
-    def __init__(self, features: int, num_classes: int) -> None:
+    def __init__(
+        self,
+        features: int,
+        num_classes: int,
+        *,
+        rank: int | None = None,
+        samples: int | None = None,
+        blocks: int = 0,
+    ) -> None:
         super().__init__()
         if num_classes < 1:
             raise ValueError(
                 f"num_classes = {num_classes}: a local head classifies; give the number of classes, at least 1"
             )
+        if rank is not None and rank < 1:
+            raise ValueError(f"rank = {rank} must be at least 1: give more, or None for a full classifier")
+        if blocks < 0:
+            raise ValueError(f"blocks = {blocks} must be at least 0: 0 is a head without blocks of its own")
         self.num_classes = num_classes
+        num_heads = _num_heads(features)
+        self.blocks = nn.Sequential(*(Block(features, num_heads, causal=True) for _ in range(blocks)))
         self.norm = LayerNorm(features)
-        self.classify = nn.Linear(features, num_classes)
+        self.reduce = nn.Identity() if rank is None else nn.Linear(features, rank, bias=False)
+        self.classify = nn.Linear(rank or features, num_classes)
+        self.sampled = None if samples is None else SampledCrossEntropy(num_classes, samples)
         # the weight at zero makes the gradient zero; the bias has no part in it, but then all classes start alike
         nn.init.zeros_(self.classify.weight)
         nn.init.zeros_(self.classify.bias)
@@ -45,14 +68,28 @@ class LocalHead(Interface):
     def loss(self, h: Tensor, label: Tensor | None) -> Tensor:
         """Mean cross-entropy over the labels that are not ignored, 0 if there are none; differentiable in h."""
         label = require_label(type(self).__name__, self.num_classes, label, *label_shapes(tuple(h.shape)))
+        if len(self.blocks) > 0 and h.ndim == 2:
+            raise ValueError(
+                f"blocks = {len(self.blocks)} need an activation of shape (B, T, D), got {tuple(h.shape)}: "
+                f"give blocks = 0"
+            )
+        h = self.blocks(h)
         if label.ndim < h.ndim - 1:
             h = h.sum(dim=1, dtype=torch.float32) / h.shape[1]  # not mean: its backward divides every token
-        logits: Tensor = self.classify(self.norm(h))
-        # float32: the log of a sum over a large vocabulary has no place in half precision
-        total = F.cross_entropy(
-            logits.float().flatten(0, -2), label.flatten(), ignore_index=IGNORE_INDEX, reduction="sum"
-        )
+        total = self._cross_entropy(self.reduce(self.norm(h)).flatten(0, -2), label.flatten())
         return total / (label != IGNORE_INDEX).sum().clamp_min(1)
+
+    def end_step(self, num_learned: int) -> None:
+        if self.sampled is not None:
+            self.sampled.end_step()
+
+    def _cross_entropy(self, x: Tensor, label: Tensor) -> Tensor:
+        """The sum, (), of x (N, E) against label (N,)."""
+        if self.sampled is not None:
+            sampled: Tensor = self.sampled(x, label, self.classify, IGNORE_INDEX)
+            return sampled
+        # float32: the log of a sum over a large vocabulary has no place in half precision
+        return F.cross_entropy(self.classify(x).float(), label, ignore_index=IGNORE_INDEX, reduction="sum")
 
     def synthetic_grad(self, h: Tensor, label: Tensor | None = None) -> Tensor:
         with torch.enable_grad(), full_precision(h):
@@ -71,3 +108,8 @@ class LocalHead(Interface):
         own_h = own_view(h).requires_grad_()
         with precision_of(h):
             return own_h, self.loss(own_h, label)
+
+
+def _num_heads(features: int) -> int:
+    """Of attention heads of at most 64 features: the least number that divides `features`."""
+    return next(n for n in range(-(-features // 64), features + 1) if features % n == 0)

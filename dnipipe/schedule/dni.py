@@ -40,8 +40,8 @@ class ScheduleDNI(PipelineScheduleSingle):
     Args (the first seven as torch's Schedule1F1B):
       stage: a torch PipelineStage, one per rank. n_microbatches: M, any number >= 1, also below the number of stages.
       interface: how to predict the gradient at this stage's output: a name ("linear", "mlp", "conv", "local_head",
-        "transformer"), an Interface or any module called as module(activation, label), one per output that needs a
-        gradient; None chooses by the activation and the label.
+        "scaled_head", "sampled_head", "transformer", "potential"), an Interface or any module called as
+        module(activation, label), one per output that needs a gradient; None chooses by the activation and the label.
       interface_optimizer: parameters -> Optimizer of the predictors; None: Adam, 1e-3.
       policy: "wait" (true gradients, as 1F1B), "synthetic", "stale" (the true gradient, when it is here), "corrected"
         (synthetic at once, true - synthetic later), or "auto", which chooses by stages, microbatches and `optimizer`

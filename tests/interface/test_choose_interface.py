@@ -44,7 +44,13 @@ def test_the_layout_chooses_the_interface(
         ("conv", (4, 6, 5, 3)),
         ("local_head", (4, 6)),
         ("local_head", (4, 3, 6)),
+        ("scaled_head", (4, 6)),
+        ("sampled_head", (4, 6)),
+        ("sampled_head", (4, 3, 6)),
+        ("scaled_head", (4, 3, 6)),
         ("transformer", (4, 3, 6)),
+        ("potential", (4, 6)),
+        ("potential", (4, 3, 6)),
     ],
 )
 def test_every_name_builds_an_interface_that_runs_and_needs_its_label(name: str, shape: tuple[int, ...]) -> None:
@@ -94,14 +100,14 @@ def test_options_reach_the_class() -> None:
         (
             "lstm",
             (4, 6),
-            "unknown interface 'lstm': choose one of linear, mlp, conv, local_head, transformer, "
-            "or pass an Interface of your own",
+            "unknown interface 'lstm': choose one of linear, mlp, conv, local_head, scaled_head, sampled_head, "
+            "transformer, potential, or pass an Interface of your own",
         ),
         (
             "conv",
             (4, 6),
             "interface 'conv' takes an activation of shape (B, C, H, W), got (4, 6): "
-            "choose linear or mlp or local_head",
+            "choose linear or mlp or local_head or scaled_head or sampled_head or potential",
         ),
         (
             "mlp",

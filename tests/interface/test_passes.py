@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from dnipipe.interface import Interface, Learner, Linear, LocalHead, Transformer, precision
+from dnipipe.interface import Interface, Learner, Linear, LocalHead, Potential, Scaled, Transformer, precision
 
 CLASSES, D = 7, 16
 SHAPE = (6, 5, D)  # no parameter has as many elements
@@ -84,7 +84,10 @@ TOKENS, SEQUENCE = SHAPE[:2], SHAPE[:1]
         (lambda: LocalHead(D, CLASSES), TOKENS, torch.bfloat16, 5, 5),
         (lambda: LocalHead(D, CLASSES), SEQUENCE, torch.bfloat16, 2, 2),
         (lambda: LocalHead(D, CLASSES), TOKENS, torch.float32, 5, 5),
+        (lambda: LocalHead(D, CLASSES, rank=4, samples=3), TOKENS, torch.bfloat16, 5, 5),
+        (lambda: Scaled(LocalHead(D, CLASSES)), TOKENS, torch.bfloat16, 7, 12),
         (lambda: Transformer(D, CLASSES), TOKENS, torch.bfloat16, 4, 13),
+        (lambda: Potential(D, CLASSES), TOKENS, torch.bfloat16, 9, 18),
     ],
     ids=lambda value: None if callable(value) else str(value),
 )

@@ -125,7 +125,10 @@ def test_one_name_serves_all_outputs_that_it_fits() -> None:
 @pytest.mark.parametrize(
     "name, why",
     [
-        ("bogus", "unknown interface 'bogus': choose one of linear, mlp, conv, local_head, transformer"),
+        (
+            "bogus",
+            "unknown interface 'bogus': choose one of linear, mlp, conv, local_head, scaled_head, sampled_head",
+        ),
         ("conv", f"interface 'conv' takes an activation of shape (B, C, H, W), got {ROW}: choose linear or mlp"),
     ],
 )

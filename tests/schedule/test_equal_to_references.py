@@ -61,6 +61,8 @@ SETTINGS = [
     ("mlp", "linear", "none", 1),
     ("sequence", "transformer", "local", 0),
     ("sequence", "linear", "relay", 0),
+    ("sequence", "scaled_head", "relay", 1),
+    ("mlp", "potential", "local", 0),
 ]
 
 

@@ -21,7 +21,15 @@ STEPS = 6
 
 
 def _cases(world: int) -> list[Case]:
-    kinds = itertools.cycle([("mlp", "mlp", "local"), ("sequence", "linear", "relay"), ("mlp", "linear", "none")])
+    kinds = itertools.cycle(
+        [
+            ("mlp", "mlp", "local"),
+            ("sequence", "linear", "relay"),
+            ("mlp", "linear", "none"),
+            ("sequence", "scaled_head", "relay"),
+            ("mlp", "potential", "local"),
+        ]
+    )
     optimizers, slack = itertools.cycle(["optimizer", "adamw"]), itertools.cycle([None, world, 2 * world - 1])
     cases = []
     for policy, m, unlock in itertools.product(("stale", "corrected"), (1, 2, 4, 8), (0, 2)):
