@@ -9,7 +9,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .base import Interface
-from .block import Block
 from .conditional import label_shapes, require_label
 from .precision import LayerNorm, full_precision, own_view, precision_of
 from .sampled import SampledCrossEntropy
@@ -28,12 +27,11 @@ class LocalHead(Interface):
              rank: of the classifier, D -> rank -> C, for a large C; None: full.
              samples: classes, beside those that are labels of the microbatch, that the cross-entropy is taken over
              (sampled.py), for a large C; None: all.
-             blocks: causal pre-LayerNorm blocks of width D before the classifier, for h (B, T, D) only.
     Shapes:  h (B, D) with label (B,), or h (B, T, D) with label (B, T), or h (B, T, D) with label (B,), where the mean
              over T is classified -> the shape of h. Label -100 is ignored; if all are, the gradient is exactly 0.
     Units:   gradient of the mean loss of one microbatch, over its labels that count.
-    Raises:  ValueError: num_classes < 1, rank < 1, blocks < 0, samples not from 1 to C; no label that fits; blocks and
-             h (B, D). TypeError: labels that are not integers.
+    Raises:  ValueError: num_classes < 1, rank < 1, samples not from 1 to C; no label that fits. TypeError: labels that
+             are not integers.
     """
 
     def __init__(
@@ -43,7 +41,6 @@ class LocalHead(Interface):
         *,
         rank: int | None = None,
         samples: int | None = None,
-        blocks: int = 0,
     ) -> None:
         super().__init__()
         if num_classes < 1:
@@ -52,11 +49,7 @@ class LocalHead(Interface):
             )
         if rank is not None and rank < 1:
             raise ValueError(f"rank = {rank} must be at least 1: give more, or None for a full classifier")
-        if blocks < 0:
-            raise ValueError(f"blocks = {blocks} must be at least 0: 0 is a head without blocks of its own")
         self.num_classes = num_classes
-        num_heads = _num_heads(features)
-        self.blocks = nn.Sequential(*(Block(features, num_heads, causal=True) for _ in range(blocks)))
         self.norm = LayerNorm(features)
         self.reduce = nn.Identity() if rank is None else nn.Linear(features, rank, bias=False)
         self.classify = nn.Linear(rank or features, num_classes)
@@ -68,12 +61,6 @@ class LocalHead(Interface):
     def loss(self, h: Tensor, label: Tensor | None) -> Tensor:
         """Mean cross-entropy over the labels that are not ignored, 0 if there are none; differentiable in h."""
         label = require_label(type(self).__name__, self.num_classes, label, *label_shapes(tuple(h.shape)))
-        if len(self.blocks) > 0 and h.ndim == 2:
-            raise ValueError(
-                f"blocks = {len(self.blocks)} need an activation of shape (B, T, D), got {tuple(h.shape)}: "
-                f"give blocks = 0"
-            )
-        h = self.blocks(h)
         if label.ndim < h.ndim - 1:
             h = h.sum(dim=1, dtype=torch.float32) / h.shape[1]  # not mean: its backward divides every token
         total = self._cross_entropy(self.reduce(self.norm(h)).flatten(0, -2), label.flatten())
@@ -108,8 +95,3 @@ class LocalHead(Interface):
         own_h = own_view(h).requires_grad_()
         with precision_of(h):
             return own_h, self.loss(own_h, label)
-
-
-def _num_heads(features: int) -> int:
-    """Of attention heads of at most 64 features: the least number that divides `features`."""
-    return next(n for n in range(-(-features // 64), features + 1) if features % n == 0)

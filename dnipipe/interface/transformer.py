@@ -1,9 +1,12 @@
-"""A bidirectional block as the interface of a sequence: the gradient at a token comes from the tokens after it."""
+"""A bidirectional block as the interface of a sequence: the gradient at a token comes from the tokens after it.
 
+Source: pre-LayerNorm block of Xiong et al. 2020; no positions of its own, since the activation carries them.
+"""
+
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .base import Regressed, start_at_zero
-from .block import Block
 from .conditional import ConditionedLinear
 from .precision import LayerNorm
 
@@ -34,12 +37,28 @@ class Transformer(Regressed):
             raise ValueError(
                 f"width = {width} must be a multiple of num_heads = {num_heads}: give another width, or None"
             )
-        self.num_classes = num_classes
+        self.num_classes, self.num_heads = num_classes, num_heads
         self.norm = LayerNorm(features)
         self.narrow = ConditionedLinear(features, width, num_classes, name=type(self).__name__)
-        self.block = Block(width, num_heads, causal=False)
+        self.attention_norm = LayerNorm(width)
+        self.qkv = nn.Linear(width, 3 * width)
+        self.mix = nn.Linear(width, width)
+        self.feed_forward = nn.Sequential(
+            LayerNorm(width), nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width)
+        )
         self.out = start_at_zero(nn.Linear(width, features))
 
     def forward(self, h: Tensor, label: Tensor | None = None) -> Tensor:
-        gradient: Tensor = self.out(self.block(self.narrow(self.norm(h), label)))
+        x: Tensor = self.narrow(self.norm(h), label)
+        x = x + self._attend(self.attention_norm(x))
+        x = x + self.feed_forward(x)
+        gradient: Tensor = self.out(x)
         return gradient
+
+    def _attend(self, x: Tensor) -> Tensor:
+        """Every token attends to every other, before and after it: (B, T, width) -> (B, T, width)."""
+        qkv: Tensor = self.qkv(x)
+        batch, time, _ = x.shape
+        query, key, value = qkv.view(batch, time, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)
+        mixed: Tensor = self.mix(F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2))
+        return mixed

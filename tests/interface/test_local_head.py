@@ -120,38 +120,7 @@ def test_a_classifier_of_low_rank_is_one_whose_matrix_is_a_product() -> None:
     torch.testing.assert_close(made.synthetic_grad(h, label), full.synthetic_grad(h, label))
 
 
-def test_blocks_of_the_heads_own_look_back_and_never_ahead() -> None:
-    torch.manual_seed(0)
-    made = LocalHead(8, CLASSES, blocks=2)
-    for parameter in made.parameters():
-        nn.init.normal_(parameter)
-    h = torch.randn(2, 5, 8)
-    label = torch.full((2, 5), -100)
-    label[:, 2] = 1  # only this token has a loss, and its prediction comes from the tokens up to it
-    gradient = made.synthetic_grad(h, label)
-    assert (gradient[:, :3].abs().amax(-1) > 0).all()
-    assert torch.equal(gradient[:, 3:], torch.zeros(2, 2, 8))
-
-
-@pytest.mark.parametrize("features, num_heads", [(6, 1), (64, 1), (96, 2), (768, 12), (67, 67)])
-def test_the_blocks_heads_have_at_most_64_features(features: int, num_heads: int) -> None:
-    assert LocalHead(features, CLASSES, blocks=1).blocks[0].num_heads == num_heads
-
-
-def test_blocks_need_a_sequence() -> None:
+def test_a_rank_below_1_is_refused() -> None:
     with pytest.raises(ValueError) as refused:
-        LocalHead(D, CLASSES, blocks=1).synthetic_grad(torch.randn(5, D), torch.zeros(5, dtype=torch.long))
-    assert str(refused.value) == "blocks = 1 need an activation of shape (B, T, D), got (5, 6): give blocks = 0"
-
-
-@pytest.mark.parametrize(
-    "options, message",
-    [
-        ({"rank": 0}, "rank = 0 must be at least 1: give more, or None for a full classifier"),
-        ({"blocks": -1}, "blocks = -1 must be at least 0: 0 is a head without blocks of its own"),
-    ],
-)
-def test_an_option_out_of_range_is_refused(options: dict[str, int], message: str) -> None:
-    with pytest.raises(ValueError) as refused:
-        LocalHead(D, CLASSES, **options)
-    assert str(refused.value) == message
+        LocalHead(D, CLASSES, rank=0)
+    assert str(refused.value) == "rank = 0 must be at least 1: give more, or None for a full classifier"

@@ -197,8 +197,8 @@ def test_sizes_that_make_no_interface_are_refused() -> None:
 def test_default_widths_follow_the_activation() -> None:
     assert [MLP(d).first.linear.out_features for d in (8, 100, 4096)] == [64, 200, 1024]
     assert Conv(7, num_hidden=2).layers[0].out_channels == 7
-    assert [Transformer(d).out.in_features for d in (8, 512)] == [32, 128]
-    assert Transformer(512, num_heads=3).out.in_features == 129
+    assert [Transformer(d).qkv.in_features for d in (8, 512)] == [32, 128]
+    assert Transformer(512, num_heads=3).qkv.in_features == 129
 
 
 def test_a_transformer_sees_the_tokens_after_its_own() -> None:
