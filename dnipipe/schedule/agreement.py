@@ -82,8 +82,11 @@ def _choose(facts: Sequence[Facts]) -> tuple[Policy, str]:
     asked, num_stages = facts[0].policy, len(facts)
     name, why = choose_policy(num_stages, facts[0].num_microbatches, facts[0].optimizer)
     unable = next((fact for fact in facts if fact.no_graphs is not None), None)
+    given = next((fact for fact in facts if fact.interfaces), None)
     if asked.chosen(name).late and unable is not None:
         name, why = WITHOUT_GRAPHS, f"{name} is not possible, stage {unable.stage} holds no graphs: {unable.no_graphs}"
+    elif not asked.chosen(name).needs_predictor and given is not None:
+        name, why = WITHOUT_GRAPHS, f"stage {given.stage} was given an interface; without one it were {name}, for {why}"
     return asked.chosen(name), why
 
 

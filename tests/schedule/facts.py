@@ -33,7 +33,7 @@ def stages(
     last = len(told) - 1
     values: dict[str, Any] = {
         "num_microbatches": 2,
-        "policy": Policy("auto"),
+        "policy": Policy("wait:200,synthetic"),
         "labels": "auto",
         "interfaces": (),
         "num_classes": None,

@@ -18,7 +18,8 @@ from tests.schedule import models
 
 @dataclass
 class Case:
-    """One setting. labels: how they reach the predictors; rows: per microbatch."""
+    """One setting. labels: how they reach the predictors; rows: per microbatch; gives_interface: or leaves it to the
+    schedule."""
 
     kind: str = "mlp"
     interface: str = "mlp"
@@ -32,6 +33,7 @@ class Case:
     in_flight: int | tuple[int, ...] | str | None = None
     late_weights: str = "predicted"
     steps_per_update: int = 1
+    gives_interface: bool = True
     options: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -58,7 +60,9 @@ class Pipeline:
             self.stage,
             n_microbatches=case.m,
             loss_fn=models.loss_fn,
-            interface=None if last else models.interface(case.kind, case.interface, case.conditional),
+            interface=None
+            if last or not case.gives_interface
+            else models.interface(case.kind, case.interface, case.conditional),
             interface_optimizer=models.interface_optimizer,
             policy=case.policy,
             lag=case.lag,

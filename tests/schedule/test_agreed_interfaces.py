@@ -74,7 +74,7 @@ def test_without_an_interface_auto_and_wait_stay_at_wait_and_synthetic_is_refuse
     label: TensorMeta, hidden: tuple[int, ...], logits: tuple[int, ...], told: str
 ) -> None:
     for policy in ("auto", "wait"):
-        for agreement in agree_all(stages(told, label, (hidden,), logits, policy=Policy(policy))):
+        for agreement in agree_all(stages(told, label, (hidden,), logits, policy=Policy(policy), no_graphs="a hook")):
             assert agreement.stays_at_wait == _no_interface(0, hidden)
             assert agreement.interfaces == ()
     message = refusal(stages(told, label, (hidden,), logits, policy=Policy("synthetic")))
@@ -82,7 +82,8 @@ def test_without_an_interface_auto_and_wait_stay_at_wait_and_synthetic_is_refuse
 
 
 def test_one_stage_without_an_interface_holds_all_of_them_and_is_named() -> None:
-    facts = changed(stages("---T", hidden=(ROW,)), 1, outputs=((torch.Size(SEQUENCE), FLOAT),))
+    auto = stages("---T", hidden=(ROW,), policy=Policy("auto"), no_graphs="a hook")
+    facts = changed(auto, 1, outputs=((torch.Size(SEQUENCE), FLOAT),))
     assert [agreement.stays_at_wait for agreement in agree_all(facts)] == [_no_interface(1, SEQUENCE)] * 4
     asked = changed(facts, 1, interfaces=("transformer",))
     assert [agreement.interfaces for agreement in agree_all(asked)] == [("mlp",), ("transformer",), ("mlp",), ()]
@@ -157,8 +158,8 @@ def test_a_stage_whose_outputs_need_no_gradient_has_no_interface() -> None:
         (
             Policy("auto"),
             "TTT",
-            "policy wait for 200 steps, then synthetic, lag 2; interfaces by stage: local_head, local_head "
-            f"(labels local, 10 classes). Chosen by auto: {choose_policy(3, 2, None)[1]}",
+            "policy wait for 300 steps, then stale, in flight by stage 3, 2, 1; interfaces by stage: none, none "
+            f"(labels none). Chosen by auto: {choose_policy(3, 2, None)[1]}",
         ),
         (
             Policy("synthetic", 3),
@@ -179,8 +180,8 @@ def test_a_stage_whose_outputs_need_no_gradient_has_no_interface() -> None:
         (
             Policy("auto"),
             "T",
-            "policy wait for 200 steps, then synthetic, lag 2; interfaces by stage: none (labels none). Chosen by "
-            f"auto: {choose_policy(1, 2, None)[1]}",
+            "policy wait for 300 steps, then stale, in flight by stage 1; interfaces by stage: none (labels none). "
+            f"Chosen by auto: {choose_policy(1, 2, None)[1]}",
         ),
         (
             Policy("wait:5,stale", in_flight=4),
@@ -196,7 +197,7 @@ def test_the_summary_says_what_will_happen(policy: Policy, told: str, summary: s
 
 
 def test_the_summary_says_why_auto_stays_at_wait_and_lists_several_interfaces() -> None:
-    assert agree(stages("--T", hidden=(SEQUENCE,)), 1).summary == (
+    assert agree(stages("--T", hidden=(SEQUENCE,), policy=Policy("auto"), no_graphs="a hook"), 1).summary == (
         "DNI over 3 stages, 2 microbatches: policy wait; interfaces by stage: none (labels none). Chosen by auto: it "
         f"stays at policy wait, because it {_no_interface(0, SEQUENCE)}"
     )

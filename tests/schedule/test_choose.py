@@ -74,7 +74,7 @@ def test_auto_takes_what_the_table_says_and_needs_no_label_where_that_is_stale(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(choose, "TABLE", ROWS)
-    for agreement in agree_all(stages("---", optimizer="Muon", hidden=((4, 6, 8),))):
+    for agreement in agree_all(stages("---", optimizer="Muon", hidden=((4, 6, 8),), policy=Policy("auto"))):
         assert agreement.policy.phases == Policy("stale").phases
         assert agreement.stays_at_wait is None and agreement.interfaces == () and agreement.labels == "none"
         assert "policy stale, in flight by stage 3, 2, 1; interfaces by stage: none, none" in agreement.summary
@@ -97,6 +97,16 @@ def test_a_stage_that_cannot_hold_graphs_keeps_auto_from_it_and_is_named(monkeyp
     assert agree_all(changed(facts, 1, no_graphs=None))[0].policy == Policy("stale", in_flight=4)
 
 
+def test_who_gives_an_interface_wants_predicted_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(choose, "TABLE", ROWS)
+    facts = changed(stages(optimizer="Muon", policy=Policy("auto")), 1, interfaces=("linear",))
+    for agreement in agree_all(facts):
+        assert agreement.policy == Policy(WITHOUT_GRAPHS)
+        assert ". Chosen by auto: stage 1 was given an interface; without one it were stale, for bears it;" in (
+            agreement.summary
+        )
+
+
 def test_ranks_must_name_the_same_optimizer() -> None:
     facts = changed(stages(), 1, optimizer="Muon")
     assert refusal(facts) == (
@@ -108,7 +118,7 @@ def _auto(rank: int, world: int, optimizer: str | None, hook: bool) -> tuple[lis
     """A run under `auto` beside the oracle of what it should choose; what it said, and how it ended."""
     choose.TABLE = ROWS
     said = io.StringIO()
-    case = Case("mlp", "linear", 4, "auto", labels="none", options={"optimizer": optimizer})
+    case = Case("mlp", "linear", 4, "auto", labels="none", gives_interface=hook, options={"optimizer": optimizer})
     chosen = {"Muon": "stale", "AdamW": "wait:2,stale"}[optimizer or "AdamW"]
     pipeline = Pipeline(rank, world, case)
     if hook and rank == 1:

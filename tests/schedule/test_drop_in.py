@@ -6,6 +6,7 @@ import contextlib
 import io
 from typing import Any
 
+import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -15,6 +16,7 @@ from torch.distributed.pipelining.schedules import get_schedule_class
 import dnipipe
 from dnipipe import ScheduleDNI
 from dnipipe.interface import Learner
+from dnipipe.schedule import preparation
 from dnipipe.schedule.choose import choose_policy
 from dnipipe.schedule.policy import Policy
 from dnipipe.schedule.reference import Reference
@@ -44,17 +46,24 @@ def _plain(rank: int, world: int, kind: str, tell: str, steps: int = 6, m: int =
     return said.getvalue(), means
 
 
+def _plain_with_hooks(rank: int, world: int, kind: str, tell: str) -> tuple[str, list]:
+    """A hook on the parameters keeps `auto` from holding graphs."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(preparation, "why_no_graphs", lambda module: "it has a hook")
+        return _plain(rank, world, kind, tell)
+
+
 def test_the_constructor_of_1f1b_is_enough_and_says_once_what_was_chosen() -> None:
     (said, _), (silence, losses) = run_ranks(2, _plain, "mlp", "all")
     assert said == (
-        "[dnipipe] DNI over 2 stages, 2 microbatches: policy wait for 200 steps, then synthetic, lag 2; interfaces by "
-        f"stage: local_head (labels local, 7 classes). Chosen by auto: {choose_policy(2, 2, None)[1]}\n"
+        "[dnipipe] DNI over 2 stages, 2 microbatches: policy wait for 300 steps, then stale, in flight by stage 2, 1; "
+        f"interfaces by stage: none (labels none). Chosen by auto: {choose_policy(2, 2, None)[1]}\n"
     )
     assert silence == "" and losses[-1] < losses[0]
 
 
 def _unlocked(rank: int, world: int, kind: str, tell: str) -> tuple[str, list]:
-    return _plain(rank, world, kind, tell, steps=40, unlock_after_steps=5)
+    return _plain(rank, world, kind, tell, steps=40, policy="wait:5,synthetic")
 
 
 def test_it_learns_when_only_the_last_rank_gets_a_target_as_in_torchs_tutorial() -> None:
@@ -70,7 +79,7 @@ def test_it_learns_when_the_first_rank_alone_adds_its_target() -> None:
 
 
 def test_a_sequence_without_labels_stays_at_wait_and_says_what_to_pass() -> None:
-    (said, _), (_, losses) = run_ranks(2, _plain, "sequence", "last")
+    (said, _), (_, losses) = run_ranks(2, _plain_with_hooks, "sequence", "last")
     assert "stays at policy wait" in said and "pass target= on every rank, or label_fn= on the first stage" in said
     assert losses[-1] < losses[0]
 
