@@ -182,6 +182,8 @@ class LateFlow(Flow):
 
     def end_step(self) -> None:
         super().end_step()
+        if self._prediction is not None and self.step % self.policy.steps_per_update == 0:
+            self._prediction.end_update()  # super() has counted this step
         kept = self._weights if self.policy.late_weights != "new" else None
         if kept is not None and any(graph.weights is kept for graph in self._graphs):
             kept.part()

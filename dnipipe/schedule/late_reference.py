@@ -62,7 +62,7 @@ class LateReference(Reference):
             kept = self._old[index][ahead] = self._kept(self.stages[index])
             if ahead:
                 for each, now, before in zip(kept.parameters(), self._newest[index], self._before[index], strict=True):
-                    each.data = torch.add(now, now - before, alpha=ahead)
+                    each.data = torch.lerp(before, now, 1.0 + ahead)
         return self._old[index][ahead]
 
     def _kept(self, stage: nn.Module) -> nn.Module:

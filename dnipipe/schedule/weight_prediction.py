@@ -13,6 +13,7 @@ backward, one for each number of updates that occurs in a step: at most one more
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import TypeAlias
 
@@ -36,24 +37,38 @@ class WeightPrediction:
         self._newest: list[Tensor] = []  # the present weights
         self._before: list[Tensor] = []  # those before the newest update
         self._made: dict[int, OldWeights] = {}
+        self._left: list[tuple[int, ...]] | None = None  # the gradients at the end of the last step before an update
 
     def begin_update(self) -> None:
         """Call it after each update, so that the newest is known when the first prediction is wanted."""
+        if self._left is not None and self._left == self._gradients():
+            warnings.warn(
+                "late_weights='predicted' takes each step() for an update of the weights, but the gradients of the "
+                "last one are still there: say after how many step() the optimizer steps (steps_per_update=), or take "
+                "late_weights='old'",
+                stacklevel=2,
+            )
         self._before, self._newest = self._newest, [value.clone() for value in self._values()]
         self._made = {}
+
+    def end_update(self) -> None:
+        """Call it before each update, when its gradients are complete."""
+        self._left = self._gradients()
+
+    def _gradients(self) -> list[tuple[int, ...]] | None:
+        """Another value after each write to a gradient that torch counts; None where there is none."""
+        grads = [parameter.grad for parameter in self._trained() if parameter.grad is not None]
+        return [(grad.data_ptr(), grad._version) for grad in grads] or None
 
     def ahead(self, updates: int) -> OldWeights | None:
         """The weights foretold for so many updates from now; None for 0, and before the first update."""
         if not updates or not self._before:
             return None
         if updates not in self._made:
-            self._made[updates] = OldWeights(
-                self._module,
-                [
-                    torch.add(now, now - before, alpha=updates).to(parameter.dtype)
-                    for parameter, now, before in zip(self._trained(), self._newest, self._before, strict=True)
-                ],
-            )
+            values = zip(self._trained(), self._newest, self._before, strict=True)
+            # one pass: beyond its end, a line from the weights before to the present ones
+            ahead = [torch.lerp(before, now, 1.0 + updates).to(parameter.dtype) for parameter, now, before in values]
+            self._made[updates] = OldWeights(self._module, ahead)
         return self._made[updates]
 
     def _trained(self) -> list[nn.Parameter]:

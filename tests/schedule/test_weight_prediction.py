@@ -100,6 +100,20 @@ def test_masters_know_updates_that_half_precision_loses() -> None:
     assert torch.equal(blind, module.weight) and not torch.equal(told, module.weight)
 
 
+def test_gradients_that_nobody_has_used_are_noticed() -> None:
+    """Several step() for one update: predictions would go too far."""
+    module = nn.Linear(2, 2, bias=False)
+    prediction = WeightPrediction(module)
+    for zeroed in (True, False):
+        prediction.begin_update()
+        module(torch.ones(1, 2)).sum().backward()
+        prediction.end_update()
+        if zeroed:
+            module.zero_grad(set_to_none=False)
+    with pytest.warns(UserWarning, match="steps_per_update="):
+        prediction.begin_update()
+
+
 def test_the_state_of_another_cut_begins_anew() -> None:
     one, other = WeightPrediction(nn.Linear(2, 2)), WeightPrediction(nn.Linear(3, 3))
     one.begin_update()
