@@ -289,6 +289,7 @@ def test_eval_may_have_other_shapes_than_training_also_before_the_first_step() -
 
 def _labels_later(rank: int, world: int) -> list[str]:
     module = models.build("sequence", world)[rank]
+    next(module.parameters()).register_hook(lambda grad: grad)  # so auto cannot hold graphs, and needs predictors
     schedule = ScheduleDNI(PipelineStage(module, rank, world, CPU), 2, models.loss_fn, unlock_after_steps=1)
     policies = []
     for step in range(4):
@@ -308,7 +309,9 @@ def test_labels_that_come_later_unlock_what_stayed_at_wait() -> None:
 
 def _corrected(rank: int, world: int) -> list[str]:
     module = models.build("mlp", world)[rank]
-    schedule = ScheduleDNI(PipelineStage(module, rank, world, CPU), 2, models.loss_fn, labels="local")
+    schedule = ScheduleDNI(
+        PipelineStage(module, rank, world, CPU), 2, models.loss_fn, policy="synthetic", labels="local"
+    )
     x, y = models.batch("mlp", 0, 4)
     said = []
     for told in (rank == world - 1, True):

@@ -10,6 +10,7 @@ from torch import nn
 from torch.distributed.pipelining import PipelineStage
 
 from dnipipe import ScheduleDNI
+from dnipipe.schedule.policy import Policy
 from tests.ranks import run_ranks
 from tests.schedule import models
 
@@ -73,7 +74,7 @@ def test_a_batch_that_does_not_split_evenly_is_refused_on_every_rank_that_sees_i
 
 def _short_label(rank: int, world: int) -> str:
     loss = lambda output, target: models.loss_fn(output[: len(target)], target)  # noqa: E731
-    schedule = ScheduleDNI(_stage(rank, world), 2, loss, labels="local")
+    schedule = ScheduleDNI(_stage(rank, world), 2, loss, policy="synthetic", labels="local")
     x, y = models.batch("mlp", 0, 8)
     return _message(lambda: schedule.step(*((x,) if rank == 0 else ()), target=y[:6]))
 
@@ -128,15 +129,12 @@ def _unlike(rank: int, world: int) -> str:
 
 
 def test_ranks_that_were_told_different_things_all_refuse() -> None:
-    policies = [
-        f"rank {r}: Policy(name='synthetic', lag={1 + r}, unlock_after_steps=None, post_ahead=None, in_flight=None)"
-        for r in range(2)
-    ]
+    policies = [f"rank {r}: {Policy('synthetic', lag=1 + r)}" for r in range(2)]
     assert run_ranks(2, _unlike) == [f"policy must be the same on every rank, got {', '.join(policies)}"] * 2
 
 
 def _no_label(rank: int, world: int) -> str:
-    schedule = ScheduleDNI(_stage(rank, world), 2, models.loss_fn, labels="local")
+    schedule = ScheduleDNI(_stage(rank, world), 2, models.loss_fn, policy="synthetic", labels="local")
     x, y = models.batch("mlp", 0, 8)
     args, target = ((x,) if rank == 0 else ()), ({"target": y} if rank == world - 1 else {})
     return _message(lambda: schedule.step(*args, **target))
@@ -154,7 +152,7 @@ def test_local_labels_without_a_target_are_refused_on_every_rank() -> None:
 
 
 def _forgotten(rank: int, world: int) -> str:
-    schedule = ScheduleDNI(_stage(rank, world), 1, models.loss_fn)
+    schedule = ScheduleDNI(_stage(rank, world), 1, models.loss_fn, policy="synthetic")
     x, y = models.batch("mlp", 0, 4)
     schedule.step(*((x,) if rank == 0 else ()), target=y)
     return _message(lambda: schedule.step(x)) if rank == 0 else ""
