@@ -102,10 +102,11 @@ class Grouped:
         phase = self.policy.at(self.step_count)
         holds, predicts = phase in LATE, phase in PREDICTING
         self._current = [OldWeights(stage) for stage in self.stages] if holds else []
-        for prediction in self._predictions:
-            prediction.begin_update()
+        of_step = groups(self.policy, last + 1, self.num_microbatches, step=self.step_count)
+        for stage, prediction in enumerate(self._predictions):
+            prediction.begin_update(sorted({group.late[stage] for group in of_step} - {0}))
         size = len(x) // self.num_microbatches
-        for group in groups(self.policy, last + 1, self.num_microbatches, step=self.step_count):
+        for group in of_step:
             rows = slice(group.first * size, (group.first + group.count) * size)
             held = self._forward(x[rows], target[rows], group)
             losses.append(held.outputs[-1].detach())

@@ -77,8 +77,7 @@ class LateFlow(Flow):
         self._graphs: deque[_Graph] = deque()
         self._weights: OldWeights | None = None  # of this step
         self._used: OldWeights | None = None  # of the newest forward
-        predicts = self.policy.late_weights == "predicted" and self.down is not None
-        self._prediction = WeightPrediction(module, masters) if predicts else None
+        self._prediction = WeightPrediction(module, masters)
         # what completed backwards leave to the next update, one per parameter; () where there is nothing
         self._carried: Sequence[Tensor | None] = ()
         # DDP's own reduction hangs on the parameters, where late backwards do not come
@@ -97,18 +96,35 @@ class LateFlow(Flow):
             self._weights = None
         elif self._weights is None or not self._weights.current:
             self._weights = OldWeights(self.module)
-        if self._prediction is not None and self.step % self.policy.steps_per_update == 0:
-            self._prediction.begin_update()
+        if self._foretells and self.step % self.policy.steps_per_update == 0:
+            self._prediction.begin_update(self._lates)
 
     def forward_weights(self) -> AbstractContextManager[None]:
         self._used = self._weights
         if self._used is None:
             return super().forward_weights()
-        if self._prediction is not None:
+        if self._foretells:
             first = self.microbatch - self.step % self.policy.steps_per_update * self.num_microbatches
-            place = (self.stage, self.num_stages, self._forwarded - first, self.num_microbatches)
-            self._used = self._prediction.ahead(self.policy.updates_late(*place)) or self._used
+            self._used = self._prediction.ahead(self._updates_late(self._forwarded - first)) or self._used
         return self._used.in_place()
+
+    def _updates_late(self, microbatch: int) -> int:
+        """microbatch: since the last update."""
+        return self.policy.updates_late(self.stage, self.num_stages, microbatch, self.num_microbatches)
+
+    @property
+    def _lates(self) -> list[int]:
+        """The numbers of updates, more than 0, that microbatches of one update are late."""
+        count = self.num_microbatches * self.policy.steps_per_update
+        return sorted({self._updates_late(microbatch) for microbatch in range(count)} - {0})
+
+    @property
+    def _foretells(self) -> bool:
+        """Whether weights are foretold: in a phase that holds graphs and, to know the newest update, shortly before."""
+        if self.policy.late_weights != "predicted" or self.down is None or self.fell_back:
+            return False
+        soon = range(self.step, self.step + 2 * self.policy.steps_per_update)
+        return any(self.policy.at(step) in LATE for step in soon)
 
     def hold(self, outputs: Sequence[Tensor], inputs: Sequence[Tensor]) -> None:
         """After a forward and send(): keeps its graph, and goes backward with what is due.
@@ -182,8 +198,9 @@ class LateFlow(Flow):
 
     def end_step(self) -> None:
         super().end_step()
-        if self._prediction is not None and self.step % self.policy.steps_per_update == 0:
-            self._prediction.end_update()  # super() has counted this step
+        if self.step % self.policy.steps_per_update:  # super() has counted this step
+            return  # no update comes now
+        self._prediction.end_update()
         kept = self._weights if self.policy.late_weights != "new" else None
         if kept is not None and any(graph.weights is kept for graph in self._graphs):
             kept.part()
@@ -193,12 +210,11 @@ class LateFlow(Flow):
         if self._phase in LATE:
             self.flush()
         carried = [None if grad is None else grad.clone() for grad in self._carried]
-        before = self._prediction.state_dict() if self._prediction is not None else []
+        before = self._prediction.state_dict() if self._foretells else []
         return {**super().state_dict(), "carried": carried, "before": before}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         super().load_state_dict(state)
-        if self._prediction is not None:
-            self._prediction.load_state_dict(state.get("before", []))
+        self._prediction.load_state_dict(state.get("before", []))
         carried: list[Tensor | None] = state.get("carried", [])
         self._carried = [None if grad is None else grad.to(self.device, copy=True) for grad in carried]

@@ -84,16 +84,25 @@ class OldWeights:
     def backward(self, outputs: Sequence[Tensor], grads: Sequence[Tensor], *, retain_graph: bool = False) -> None:
         """Through a graph that was made within in_place(). Adds to the .grad of the parameters, not of the copies.
 
-        Args: outputs: that need a gradient. grads: their shapes.
+        Args:   outputs: that need a gradient. grads: their shapes.
+        Raises: ValueError: a parameter that the forward did not reach as an attribute of its module.
         """
         for parameter, copy in self._copies:
-            copy.grad = parameter.grad
+            copy.grad, parameter.grad = parameter.grad, None
         try:
             with self.in_place():
                 torch.autograd.backward(list(outputs), list(grads), retain_graph=retain_graph)
+            missed = [parameter for parameter, _ in self._copies if parameter.grad is not None]
         finally:
             for parameter, copy in self._copies:
                 parameter.grad, copy.grad = copy.grad, None
+        if missed:
+            names = [name for name, parameter in self._module.named_parameters() if any(parameter is m for m in missed)]
+            raise ValueError(
+                f"the forward reached {', '.join(names)} by another way than as an attribute of a submodule (a list, a "
+                f"closure), so not with the weights of its own step: reach it as an attribute, or use policy "
+                f"'synthetic' or 'wait'"
+            )
 
     def part(self) -> None:
         """The parameters get memory of their own, so that these weights stay when an optimizer steps in place.

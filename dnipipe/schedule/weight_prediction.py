@@ -7,14 +7,14 @@ weights much the same way for some updates, so the newest update foretells the n
 
 Sources: Chen et al. 2018, SpecTrain; Guan et al. 2019, XPipe, which predict by the optimizer's moments instead.
 
-Price: the weights of the step before, and in place of one copy for each update that falls between a forward and its
-backward, one for each number of updates that occurs in a step: at most one more.
+Price, in sets of weights: the present ones once more (in float32 where there are masters), and one for each l that
+occurs, which lives as long as a graph uses it: each update makes new ones while those before may still be in use.
 """
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TypeAlias
 
 import torch
@@ -27,68 +27,74 @@ Masters: TypeAlias = Mapping[nn.Parameter, Tensor]
 
 
 class WeightPrediction:
-    """The weights of one stage, this step's and those foretold.
+    """The weights of one stage as foretold.
 
     Args: module: the stage. masters: of parameters in half precision, in which an update may be lost.
     """
 
     def __init__(self, module: nn.Module, masters: Masters | None = None) -> None:
         self._module, self._masters = module, masters or {}
-        self._newest: list[Tensor] = []  # the present weights
-        self._before: list[Tensor] = []  # those before the newest update
+        self._before: dict[nn.Parameter, Tensor] = {}  # the weights when begin_update() was last called
         self._made: dict[int, OldWeights] = {}
-        self._left: list[tuple[int, ...]] | None = None  # the gradients at the end of the last step before an update
+        self._left: list[tuple[int, int]] | None = None  # the gradients at the last end_update()
+        self._is_off = False
 
-    def begin_update(self) -> None:
-        """Call it after each update, so that the newest is known when the first prediction is wanted."""
-        if self._left is not None and self._left == self._gradients():
+    def begin_update(self, lates: Iterable[int]) -> None:
+        """Call it after each update of the weights.
+
+        Args: lates: the numbers of updates, more than 0, for which ahead() will be asked.
+        """
+        if self._left is not None and self._left == self._gradients() and not self._is_off:
+            self._is_off = True
             warnings.warn(
                 "late_weights='predicted' takes each step() for an update of the weights, but the gradients of the "
-                "last one are still there: say after how many step() the optimizer steps (steps_per_update=), or take "
-                "late_weights='old'",
+                "last one are still there, so it goes on as 'old': say after how many step() the optimizer steps "
+                "(steps_per_update=), or take late_weights='old'",
                 stacklevel=2,
             )
-        self._before, self._newest = self._newest, [value.clone() for value in self._values()]
-        self._made = {}
+        values = self._values()
+        # layers that were frozen or unfrozen meanwhile have no update to go by
+        knows = values.keys() == self._before.keys() and not self._is_off
+        self._made = {late: self._foretold(late, values) for late in lates} if knows else {}
+        if values.keys() != self._before.keys():
+            self._before = {parameter: value.clone() for parameter, value in values.items()}
+        for parameter, value in values.items():
+            self._before[parameter].copy_(value)
+
+    def _foretold(self, late: int, values: dict[nn.Parameter, Tensor]) -> OldWeights:
+        # one pass: beyond its end, a line from the weights before to the present ones
+        ahead = [
+            torch.lerp(self._before[parameter], now, 1.0 + late).to(parameter.dtype)
+            for parameter, now in values.items()
+        ]
+        return OldWeights(self._module, ahead)
 
     def end_update(self) -> None:
         """Call it before each update, when its gradients are complete."""
         self._left = self._gradients()
 
-    def _gradients(self) -> list[tuple[int, ...]] | None:
+    def ahead(self, updates: int) -> OldWeights | None:
+        """The weights foretold for so many updates from the present ones; None where nothing is foretold: for 0, and
+        before the first update."""
+        return self._made.get(updates)
+
+    def _gradients(self) -> list[tuple[int, int]] | None:
         """Another value after each write to a gradient that torch counts; None where there is none."""
-        grads = [parameter.grad for parameter in self._trained() if parameter.grad is not None]
+        grads = [parameter.grad for parameter in self._module.parameters() if parameter.grad is not None]
         return [(grad.data_ptr(), grad._version) for grad in grads] or None
 
-    def ahead(self, updates: int) -> OldWeights | None:
-        """The weights foretold for so many updates from now; None for 0, and before the first update."""
-        if not updates or not self._before:
-            return None
-        if updates not in self._made:
-            values = zip(self._trained(), self._newest, self._before, strict=True)
-            # one pass: beyond its end, a line from the weights before to the present ones
-            ahead = [torch.lerp(before, now, 1.0 + updates).to(parameter.dtype) for parameter, now, before in values]
-            self._made[updates] = OldWeights(self._module, ahead)
-        return self._made[updates]
-
-    def _trained(self) -> list[nn.Parameter]:
-        return [parameter for parameter in self._module.parameters() if parameter.requires_grad]
-
-    def _values(self) -> list[Tensor]:
-        return [self._masters.get(parameter, parameter).detach() for parameter in self._trained()]
+    @torch.no_grad()
+    def _values(self) -> dict[nn.Parameter, Tensor]:
+        trained = [parameter for parameter in self._module.parameters() if parameter.requires_grad]
+        return {parameter: self._masters.get(parameter, parameter).detach() for parameter in trained}
 
     def state_dict(self) -> list[Tensor]:
-        """The weights before the newest update and after it, one list after the other."""
-        return [value.clone() for value in (*self._before, *self._newest)]
+        """The weights that the next ones are compared with. Made between updates, it is all there is to know."""
+        return [value.clone() for value in self._before.values()]
 
     def load_state_dict(self, state: Sequence[Tensor]) -> None:
-        """[] or another cut's begins anew: without a prediction until the next update."""
+        """[] or another cut's begins anew: without a prediction until the second update."""
         values, self._made = self._values(), {}
-        parts = [state[at : at + len(values)] for at in range(0, len(state), max(1, len(values)))]
-        fits = all([old.shape for old in part] == [own.shape for own in values] for part in parts)
-        kept = [
-            [old.to(own.device, own.dtype, copy=True) for old, own in zip(part, values, strict=True)]
-            for part in (parts if fits else ())
-        ]
-        self._newest = kept[-1] if kept else []
-        self._before = kept[0] if len(kept) == 2 else []
+        fits = [value.shape for value in values.values()] == [value.shape for value in state]
+        pairs = zip(values.items(), state, strict=True) if fits else ()
+        self._before = {parameter: old.to(own.device, own.dtype, copy=True) for (parameter, own), old in pairs}

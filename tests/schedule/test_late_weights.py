@@ -36,6 +36,7 @@ def _counting_parts() -> Iterator[list[int]]:
 def _run(
     rank: int, world: int, case: Case, accumulate: int = 1, wrap: Callable[[nn.Module], nn.Module] = lambda m: m
 ) -> list[str]:
+    case.steps_per_update = accumulate if case.late_weights == "predicted" else 1  # the others see it themselves
     pipeline, oracle = Pipeline(rank, world, case, wrap), Oracle(world, case)
     for step in range(STEPS):
         updates = (step + 1) % accumulate == 0

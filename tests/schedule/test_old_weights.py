@@ -262,3 +262,24 @@ def _wrapped(rank: int, world: int) -> None:
 
 def test_data_parallel_wrappers_are_taken_whole_or_refused() -> None:
     run_ranks(2, _wrapped)
+
+
+class _Listed(nn.Module):
+    """Reaches a weight by a list of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Linear(2, 2)
+        self.listed = [self.inner.weight]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x @ self.listed[0]
+
+
+def test_a_parameter_that_the_forward_reaches_by_another_way_is_named() -> None:
+    module = _Listed()
+    weights = OldWeights(module)
+    with weights.in_place():
+        output = module(torch.ones(1, 2))
+    with pytest.raises(ValueError, match="the forward reached inner.weight by another way than as an attribute"):
+        weights.backward([output], [torch.ones_like(output)])

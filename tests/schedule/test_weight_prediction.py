@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from dnipipe.schedule.late import LateFlow
 from dnipipe.schedule.old_weights import OldWeights
 from dnipipe.schedule.weight_prediction import WeightPrediction
 from tests.ranks import run_ranks
@@ -76,14 +77,15 @@ def _weights(ahead: OldWeights | None) -> Tensor:
 def test_the_foretelling_goes_along_the_newest_update() -> None:
     module = nn.Linear(2, 2, bias=False)
     prediction = WeightPrediction(module)
-    prediction.begin_update()
+    prediction.begin_update([1, 3])
     assert prediction.ahead(1) is None  # no update yet
     first = module.weight.detach().clone()
     with torch.no_grad():
         module.weight.add_(0.25)
-    prediction.begin_update()
-    assert torch.equal(_weights(prediction.ahead(3)), module.weight + 3 * (module.weight - first))
+    prediction.begin_update([1, 3])
+    assert torch.allclose(_weights(prediction.ahead(3)), module.weight + 3 * (module.weight - first))
     assert prediction.ahead(3) is prediction.ahead(3)  # one copy, however many microbatches use it
+    assert prediction.ahead(0) is None
 
 
 def test_masters_know_updates_that_half_precision_loses() -> None:
@@ -92,7 +94,7 @@ def test_masters_know_updates_that_half_precision_loses() -> None:
     predictions = [WeightPrediction(module), WeightPrediction(module, {module.weight: master})]
     for _ in range(2):
         for prediction in predictions:
-            prediction.begin_update()
+            prediction.begin_update([16])
         master += master * 2**-10  # a quarter of the distance to the next bfloat16
         module.weight.data.copy_(master)
     blind, told = (_weights(prediction.ahead(16)) for prediction in predictions)
@@ -100,23 +102,58 @@ def test_masters_know_updates_that_half_precision_loses() -> None:
     assert torch.equal(blind, module.weight) and not torch.equal(told, module.weight)
 
 
-def test_gradients_that_nobody_has_used_are_noticed() -> None:
+def test_gradients_that_nobody_has_used_switch_it_off() -> None:
     """Several step() for one update: predictions would go too far."""
     module = nn.Linear(2, 2, bias=False)
     prediction = WeightPrediction(module)
-    for zeroed in (True, False):
-        prediction.begin_update()
+    for zeroed in (True, True, False):
+        prediction.begin_update([1])
         module(torch.ones(1, 2)).sum().backward()
         prediction.end_update()
         if zeroed:
             module.zero_grad(set_to_none=False)
+    assert prediction.ahead(1) is not None
     with pytest.warns(UserWarning, match="steps_per_update="):
-        prediction.begin_update()
+        prediction.begin_update([1])
+    assert prediction.ahead(1) is None
+    module.zero_grad()
+    prediction.begin_update([1])
+    assert prediction.ahead(1) is None
+
+
+def test_layers_frozen_and_unfrozen_begin_anew() -> None:
+    module = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    module[1].requires_grad_(False)
+    prediction = WeightPrediction(module)
+    prediction.begin_update([1])
+    for layer in module:
+        layer.requires_grad_(not layer.weight.requires_grad)
+    prediction.begin_update([1])
+    assert prediction.ahead(1) is None
+    prediction.begin_update([1])
+    assert prediction.ahead(1) is not None
 
 
 def test_the_state_of_another_cut_begins_anew() -> None:
     one, other = WeightPrediction(nn.Linear(2, 2)), WeightPrediction(nn.Linear(3, 3))
-    one.begin_update()
+    one.begin_update([1])
     other.load_state_dict(one.state_dict())
-    other.begin_update()
+    other.begin_update([1])
     assert other.ahead(1) is None
+
+
+def _holds(rank: int, world: int, policy: str) -> list[bool]:
+    """After each step, whether weights are kept for foretelling."""
+    pipeline = Pipeline(rank, world, Case("mlp", "linear", 2, policy, labels="none"))
+    held = []
+    for step in range(5):
+        pipeline.step(step)
+        flow = pipeline.schedule._flow
+        assert isinstance(flow, LateFlow)
+        held.append(bool(flow._prediction._before))
+    return held
+
+
+def test_who_holds_no_graphs_keeps_no_weights_either() -> None:
+    assert run_ranks(2, _holds, "synthetic") == [[False] * 5] * 2
+    assert run_ranks(2, _holds, "wait:3,stale")[0] == [False, False, True, True, True]
