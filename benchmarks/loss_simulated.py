@@ -10,6 +10,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from datetime import date
 from typing import Any
 
+from dnipipe.schedule.policy import LATE
+
 from .contestants import TORCH_SCHEDULES
 from .loss_rows import EQUAL_STEPS, LENGTH, LossRow, with_marks
 from .machine import commit
@@ -45,7 +47,8 @@ def simulate(loaded: Sequence[Loaded], microbatches: int, command: str) -> list[
 
 def _is_plain(loss: Loaded) -> bool:
     whole = loss["steps"] == loss.get("planned_steps", loss["steps"])
-    return whole and loss.get("weights", "old") == "old" and loss.get("in_flight") is None
+    usual = loss["policy"] not in LATE or loss.get("late_weights", "predicted") == "predicted"
+    return whole and usual and loss.get("in_flight") is None
 
 
 def _race(loss: Loaded) -> tuple[Any, ...]:

@@ -41,7 +41,9 @@ from benchmarks.policy_rows import PolicyRow, markdown, show
 from benchmarks.policy_run import Size, Spec, cut_model, run
 from benchmarks.recipe_text import recipe_corpus
 from benchmarks.rows import read_rows_of, write_rows
+from dnipipe.plan.phases import PREDICTING
 
+PREDICTS_BEFORE = tuple(f"before={name}" for name in PREDICTING)
 POLICIES = ("wait", "stale", "corrected", "synthetic")
 KEYS = ("M", "S", "opt", "unlock", "in_flight", "weights", "lr", "before", "seed")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -160,8 +162,9 @@ def parse(text: str, options: argparse.Namespace) -> Iterator[Spec]:
     policy, _, interface = name.partition("/")
     if policy not in POLICIES:
         raise ValueError(f"{text}: unknown policy {policy!r}, choose of {', '.join(POLICIES)}")
-    if (policy in ("synthetic", "corrected")) != bool(interface) and policy != "wait" and not _given_before(settings):
-        raise ValueError(f"{text}: {policy} {'needs' if not interface else 'has no'} interface: POLICY/INTERFACE")
+    needs = policy in PREDICTING or any(setting.startswith(PREDICTS_BEFORE) for setting in settings)
+    if needs != bool(interface) and policy != "wait":
+        raise ValueError(f"{text}: {policy} {'needs' if needs else 'has no'} interface: POLICY/INTERFACE")
     values: dict[str, list[str]] = {
         "M": ["1" if policy == "wait" else "8"],  # backprop does not depend on it
         "S": [str(options.stages)],
@@ -194,10 +197,6 @@ def parse(text: str, options: argparse.Namespace) -> Iterator[Spec]:
             before=first or None,
             switch_step=int(at or 0),
         )
-
-
-def _given_before(settings: Sequence[str]) -> bool:
-    return any(setting.startswith("before=") for setting in settings)
 
 
 def check(spec: Spec, size: Size) -> None:

@@ -21,6 +21,7 @@ COLOURS = (
 DASHES = ("-", "--", ":", "-.", (0, (1, 4)), (0, (6, 1)))  # one for each (S, M)
 INK, FAINT = "#222222", "#e4e4e4"
 SKIPPED = 0.15  # of the steps: where the loss is steep, all else would be squeezed
+USUAL_UNLOCK = 300  # the default of benchmarks.policies
 MAX_EXCESS = 12.0  # per cent: more is as good as lost, and would squeeze the rest
 
 
@@ -61,7 +62,7 @@ def draw_curves(rows: Sequence[PolicyRow], path: Path) -> None:
 
 def _name(row: PolicyRow) -> str:
     """What has a colour of its own."""
-    unlock = " from step 0" if row.unlock_after_steps == 0 else ""
+    unlock = f" from step {row.unlock_after_steps}" if row.unlock_after_steps != USUAL_UNLOCK else ""
     return f"{row.label}{unlock}" + (f", rate {row.learning_rate:g}" if row.learning_rate != 1e-3 else "")
 
 

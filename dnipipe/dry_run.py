@@ -65,7 +65,7 @@ def _memory_table(config: Config, measurement: Measurement) -> Table:
     for heading in ("weights, gradients, moments MB", "in flight", "activations MB", "together MB"):
         table.add_column(heading, justify="right")
     for stage, in_flight in zip(measurement.stages, held(config, len(measurement.stages)), strict=True):
-        fixed, kept = state_bytes(config.model, stage.parameter_bytes), stage.saved_bytes * in_flight
+        fixed, kept = state_bytes(config, stage.parameter_bytes, len(measurement.stages)), stage.saved_bytes * in_flight
         table.add_row(
             stage.name, f"{fixed / 1e6:.1f}", str(in_flight), f"{kept / 1e6:.1f}", f"{(fixed + kept) / 1e6:.1f}"
         )

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..interface import TensorMeta, check_interface, choose_interface
-from .choose import WITHOUT_GRAPHS, choose_policy
+from .choose import resolve
 from .facts import GIVEN, Facts, agree_on_labels, agree_on_num_classes, check_equal
 from .policy import AUTO, Policy
 
@@ -79,15 +79,15 @@ def agree(facts: Sequence[Facts], stage: int) -> Agreement:
 
 def _choose(facts: Sequence[Facts]) -> tuple[Policy, str]:
     """What `auto` comes to, and why."""
-    asked, num_stages = facts[0].policy, len(facts)
-    name, why = choose_policy(num_stages, facts[0].num_microbatches, facts[0].optimizer)
     unable = next((fact for fact in facts if fact.no_graphs is not None), None)
-    given = next((fact for fact in facts if fact.interfaces), None)
-    if asked.chosen(name).late and unable is not None:
-        name, why = WITHOUT_GRAPHS, f"{name} is not possible, stage {unable.stage} holds no graphs: {unable.no_graphs}"
-    elif not asked.chosen(name).needs_predictor and given is not None:
-        name, why = WITHOUT_GRAPHS, f"stage {given.stage} was given an interface; without one it were {name}, for {why}"
-    return asked.chosen(name), why
+    return resolve(
+        facts[0].policy,
+        len(facts),
+        facts[0].num_microbatches,
+        facts[0].optimizer,
+        interface_on=next((fact.stage for fact in facts if fact.interfaces), None),
+        no_graphs=f"stage {unable.stage} holds no graphs: {unable.no_graphs}" if unable is not None else None,
+    )
 
 
 def _interfaces(

@@ -1,13 +1,17 @@
 """What `auto` does: the phases that are best as far as is measured, by stages, microbatches and optimizer.
 
 What counts is how late gradients are. Under `stale` and `corrected` a microbatch of stage i of S goes backward, on
-average, (S - 1 - i) / M updates after its forward: on the first stage (S - 1) / M. AdamW bears less of that than Muon.
+average, (S - 1 - i) / M updates after its forward: on the first stage (S - 1) / M, where M counts the microbatches of
+all step() calls of an update. AdamW bears less of that than Muon.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+
+from ..plan.phases import LATE, PREDICTING, parse_phases, text_of
+from .policy import Policy
 
 OPTIMIZERS = ("AdamW", "Muon")
 UNKNOWN = "AdamW"  # what an optimizer is taken for that nobody has named: the one that bears less
@@ -37,7 +41,7 @@ WITHOUT_GRAPHS = "wait:200,synthetic"  # where a stage cannot hold graphs until 
 def choose_policy(num_stages: int, num_microbatches: int, optimizer: str | None) -> tuple[str, str]:
     """(phases, as parse_phases() takes them; the reason, in words).
 
-    Args:   optimizer: AdamW, Muon, or None for another.
+    Args:   num_microbatches: of an update. optimizer: AdamW, Muon, or None for another.
     Raises: ValueError for another name.
     """
     check_optimizer(optimizer)
@@ -45,6 +49,34 @@ def choose_policy(num_stages: int, num_microbatches: int, optimizer: str | None)
     row = next(row for row in TABLE if row.optimizer == (optimizer or UNKNOWN) and late <= row.most_late)
     named = optimizer or f"an optimizer not named, taken for {UNKNOWN}"
     return row.policy, f"{row.why}; stage 0's true ones would be {late:.3g} updates late on average, with {named}"
+
+
+def resolve(
+    asked: Policy,
+    num_stages: int,
+    num_microbatches: int,
+    optimizer: str | None,
+    *,
+    interface_on: int | None = None,
+    no_graphs: str | None = None,
+) -> tuple[Policy, str]:
+    """What `auto` becomes, its phases in step() calls, and why.
+
+    Args: interface_on: a stage that was given an interface, so that gradients are to be predicted; None: there is none.
+          no_graphs: which stage cannot hold graphs, and why; None: all can.
+    """
+    calls = asked.steps_per_update
+    name, why = choose_policy(num_stages, num_microbatches * calls, optimizer)
+    chosen = parse_phases(name)
+    if no_graphs is not None:
+        late = any(phase.policy in LATE for phase in chosen)
+        name, why = WITHOUT_GRAPHS, f"{name} is not possible, {no_graphs}" if late else why
+    elif interface_on is not None and not any(phase.policy in PREDICTING for phase in chosen):
+        name, why = (
+            WITHOUT_GRAPHS,
+            f"stage {interface_on} was given an interface; without one it were {name}, for {why}",
+        )
+    return asked.chosen(text_of(parse_phases(name), times=calls)), why
 
 
 def check_optimizer(optimizer: str | None) -> None:

@@ -73,8 +73,8 @@ class Watch:
             self._warned = True
             warnings.warn(
                 f"stage {flow.stage}: after {flow.step} steps the predicted gradient has a cosine of {cosine:.3f} with "
-                f"the true one, under {LOW_COSINE}: it hardly helps this stage. Try another interface=, a larger "
-                f"unlock_after_steps=, or policy='wait'",
+                f"the true one, under {LOW_COSINE}: it hardly helps this stage. Try another interface=, more steps "
+                f"of wait first (policy='wait:300,...'), or policy='wait'",
                 RuntimeWarning,
                 stacklevel=2,
             )

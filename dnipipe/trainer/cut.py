@@ -14,11 +14,11 @@ from typing import Any
 import torch
 from rich.table import Table
 
-from ..config import Config, ModelConfig
+from ..config import Config
 from ..partition import LayerCost
 from ..partition.balance import balanced_cuts
 from ..plan import Schedule, gpipe, one_f_one_b, peak_in_flight
-from .policy import plans_of
+from .policy import late_sets, plans_of
 
 FILE = "split.json"
 BYTES_BESIDE_A_WEIGHT = {"float32": 3 * 4, "bfloat16": 2 + 4 * 4}
@@ -97,7 +97,7 @@ def choose_lengths(
             costs,
             num_stages,
             extra=extra_ms if measured else 0.0,
-            sizes=[round(layer_bytes(config, layer, in_flight)) for layer in layers],
+            sizes=[round(layer_bytes(config, layer, in_flight, num_stages)) for layer in layers],
             max_size=_room_bytes(config, num_stages, device),
         )
     except ValueError as error:
@@ -107,9 +107,9 @@ def choose_lengths(
     return [end - start for start, end in pairwise([0, *cuts, len(layers)])]
 
 
-def layer_bytes(config: Config, layer: LayerCost, in_flight: int) -> float:
+def layer_bytes(config: Config, layer: LayerCost, in_flight: int, num_stages: int) -> float:
     """What a layer keeps while it trains: weights, gradients, optimizer, and activations of microbatches in flight."""
-    return state_bytes(config.model, layer.parameter_bytes) + in_flight * layer.saved_bytes
+    return state_bytes(config, layer.parameter_bytes, num_stages) + in_flight * layer.saved_bytes
 
 
 def held(config: Config, num_stages: int) -> list[int]:
@@ -119,10 +119,11 @@ def held(config: Config, num_stages: int) -> list[int]:
     return [max(of_stage) for of_stage in zip(*map(peak_in_flight, plans), strict=True)]
 
 
-def state_bytes(model: ModelConfig, parameter_bytes: int) -> float:
-    """Weights, gradients and optimizer of parameters of so many bytes."""
-    itemsize = getattr(torch, model.dtype).itemsize
-    return parameter_bytes * (1 + BYTES_BESIDE_A_WEIGHT[model.dtype] / itemsize)
+def state_bytes(config: Config, parameter_bytes: int, num_stages: int) -> float:
+    """Weights, gradients, optimizer, and weights kept for late backwards, of parameters of so many bytes."""
+    dtype = config.model.dtype
+    beside = BYTES_BESIDE_A_WEIGHT[dtype] / getattr(torch, dtype).itemsize
+    return parameter_bytes * (1 + beside + late_sets(config, num_stages))
 
 
 def plan_of(config: Config, num_stages: int) -> Schedule:

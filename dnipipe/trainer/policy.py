@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import math
+
+import torch
+
 from ..config import Config
 from ..plan import Schedule, dni
 from ..plan.phases import AUTO, LATE, parse_phases, text_of
-from ..schedule.choose import choose_policy
+from ..schedule.choose import resolve
 from ..schedule.policy import Policy
 
 
@@ -14,15 +18,29 @@ def policy_of(config: Config) -> Policy:
     pipeline, calls = config.pipeline, config.pipeline.accumulate
     name = pipeline.policy if pipeline.policy == AUTO else text_of(parse_phases(pipeline.policy), times=calls)
     unlock = None if name == "wait" else pipeline.unlock_after_steps
-    return Policy(name, pipeline.lag, unlock and unlock * calls, in_flight=pipeline.in_flight)
+    unlock = unlock and unlock * calls
+    return Policy(name, pipeline.lag, unlock, None, pipeline.in_flight, pipeline.late_weights, calls)
 
 
 def planned_policy(config: Config, num_stages: int) -> Policy:
     """As policy_of(), with what `auto` will choose where every stage can hold graphs."""
-    policy = policy_of(config)
+    policy, pipeline = policy_of(config), config.pipeline
     if policy.name != AUTO:
         return policy
-    return policy.chosen(choose_policy(num_stages, config.pipeline.num_microbatches, config.optim.name)[0])
+    given = None if pipeline.interface == AUTO else 0
+    return resolve(policy, num_stages, pipeline.num_microbatches, config.optim.name, interface_on=given)[0]
+
+
+def late_sets(config: Config, num_stages: int) -> float:
+    """Sets of weights that the fullest stage keeps for late backwards, beside those it trains."""
+    policy, pipeline = planned_policy(config, num_stages), config.pipeline
+    if not policy.late or pipeline.schedule != "DNI" or policy.late_weights == "new":
+        return 0.0
+    old = math.ceil(policy.delay(0, num_stages) / (pipeline.num_microbatches * pipeline.accumulate))
+    if policy.late_weights == "old":
+        return float(old)
+    # weight_prediction.py: the present ones in float32, and forecasts, of which one is made before the oldest is done
+    return 4 / getattr(torch, config.model.dtype).itemsize + old + 1
 
 
 def plans_of(config: Config, num_stages: int) -> list[Schedule]:

@@ -97,6 +97,12 @@ def test_a_stage_that_cannot_hold_graphs_keeps_auto_from_it_and_is_named(monkeyp
     assert agree_all(changed(facts, 1, no_graphs=None))[0].policy == Policy("stale", in_flight=4)
 
 
+def test_several_step_calls_for_an_update_make_gradients_less_late_and_phases_longer() -> None:
+    policy = Policy("auto", steps_per_update=8)
+    for agreement in agree_all(stages("-" * 8, policy=policy)):  # (8 - 1) / (2 * 8) updates late
+        assert agreement.policy.name == "wait:2400,stale"
+
+
 def test_who_gives_an_interface_wants_predicted_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(choose, "TABLE", ROWS)
     facts = changed(stages(optimizer="Muon", policy=Policy("auto")), 1, interfaces=("linear",))

@@ -95,11 +95,12 @@ def _under_another(rank: int, world: int) -> list[str]:
     """Saved under one policy and gone on with under another: as if both had been phases of one run."""
     wrong = []
     for m, before, after in ((1, "corrected", "synthetic"), (4, "corrected", "wait"), (2, "synthetic", "corrected")):
-        saving = Pipeline(rank, world, Case("mlp", "mlp", m, before))
-        oracle = Oracle(world, Case("mlp", "mlp", m, f"{before}:4,{after}"))
+        # "old": a run that begins under another policy has no update to foretell weights by
+        saving = Pipeline(rank, world, Case("mlp", "mlp", m, before, late_weights="old"))
+        oracle = Oracle(world, Case("mlp", "mlp", m, f"{before}:4,{after}", late_weights="old"))
         for step in range(4):
             saving.step(step)
-        resumed = _go_on(rank, world, Case("mlp", "mlp", m, after), _parts(saving), range(4, 8))
+        resumed = _go_on(rank, world, Case("mlp", "mlp", m, after, late_weights="old"), _parts(saving), range(4, 8))
         for step in range(8):
             oracle.step(step)
         resumed.losses = saving.losses + resumed.losses

@@ -44,7 +44,7 @@ def test_stages_are_balanced_by_time_with_what_predicting_costs_or_by_weights() 
 
 
 def test_a_stage_that_has_no_room_is_not_chosen_and_no_room_at_all_is_refused() -> None:
-    three_layers_gb = 3 * layer_bytes(_config(), LAYERS[0], in_flight=1) / 1e9
+    three_layers_gb = 3 * layer_bytes(_config(), LAYERS[0], 1, num_stages=2) / 1e9
     assert _lengths(_config(max_stage_gb=three_layers_gb)) == [3, 2]
     with pytest.raises(ValueError, match="pipeline.max_stage_gb.*use more stages"):
         _lengths(_config(max_stage_gb=three_layers_gb * 0.6))
@@ -69,8 +69,20 @@ def test_memory_counts_what_is_in_flight_before_dni_unlocks_too() -> None:
 
 
 def test_weights_come_with_gradient_and_moments_and_half_ones_with_a_float32_copy() -> None:
-    assert state_bytes(ModelConfig(), 4 * 10) == 16 * 10
-    assert state_bytes(ModelConfig(dtype="bfloat16"), 2 * 10) == (2 + 2 + 4 * 4) * 10
+    half = replace(_config(), model=ModelConfig(dtype="bfloat16"))
+    assert state_bytes(_config(), 4 * 10, 3) == 16 * 10
+    assert state_bytes(half, 2 * 10, 3) == (2 + 2 + 4 * 4) * 10
+
+
+def test_weights_kept_for_late_backwards_are_counted() -> None:
+    stale = _config(policy="wait:5,stale", num_microbatches=2, late_weights="old")
+    assert state_bytes(stale, 4 * 10, 3) == (4 + 1) * 40  # the first of 3 stages is one update late
+    predicted = _config(policy="wait:5,stale", num_microbatches=2)
+    assert state_bytes(predicted, 4 * 10, 3) == (4 + 1 + 2) * 40  # the present ones, and two forecasts
+    half = replace(predicted, model=ModelConfig(dtype="bfloat16"))
+    assert state_bytes(half, 2 * 10, 3) == (2 + 2 + 4 * 4 + 4 + 2 * 2) * 10
+    new = _config(policy="wait:5,stale", num_microbatches=2, late_weights="new")
+    assert state_bytes(new, 4 * 10, 3) == 4 * 40
 
 
 def test_a_cut_is_read_back_where_there_are_as_many_stages(tmp_path: Path) -> None:

@@ -32,11 +32,14 @@ def _config(**pipeline: Any) -> Config:
 @pytest.mark.parametrize(
     "settings, policy",
     [
-        ({"policy": "wait:200,stale", "accumulate": 2}, Policy("wait:400,stale")),
-        ({"policy": "stale", "accumulate": 2, "unlock_after_steps": 7}, Policy("stale", unlock_after_steps=14)),
+        ({"policy": "wait:200,stale", "accumulate": 2}, Policy("wait:400,stale", steps_per_update=2)),
+        (
+            {"policy": "stale", "accumulate": 2, "unlock_after_steps": 7},
+            Policy("stale", unlock_after_steps=14, steps_per_update=2),
+        ),
         ({"policy": "synthetic", "unlock_after_steps": 0, "lag": 3}, Policy("synthetic", 3, 0)),
         ({"policy": "wait", "unlock_after_steps": 7}, Policy("wait")),
-        ({"policy": "auto", "accumulate": 2}, Policy("auto")),
+        ({"policy": "auto", "accumulate": 2}, Policy("auto", steps_per_update=2)),
         ({"policy": "corrected", "in_flight": 5}, Policy("corrected", in_flight=5)),
     ],
 )
