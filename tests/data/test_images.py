@@ -7,6 +7,7 @@ import os
 import sys
 import tarfile
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -151,6 +152,13 @@ def test_another_file_from_the_address_is_refused_and_nothing_is_left(server, di
     with pytest.raises(ValueError, match=rf"{server.address}/.*gave another file than the official one"):
         load_images(name, tmp_path / "data")
     assert _files(tmp_path / "data") == []
+
+
+def test_many_may_fetch_at_once(server, digits, tmp_path):
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(lambda _: load_images("mnist", tmp_path / "data"), range(8)))
+    assert all(torch.equal(data.train_images, found[0].train_images) for data in found)
+    assert _files(tmp_path / "data") == sorted(file.name for file in mnist.FILES)
 
 
 def test_a_download_that_breaks_off_leaves_nothing(server, digits, tmp_path, monkeypatch):
@@ -303,5 +311,5 @@ def test_the_real_cifar10():
     assert data.train_images.shape == (50000, 3, 32, 32) and data.test_images.shape == (10000, 3, 32, 32)
     assert data.train_labels[:5].tolist() == [6, 9, 9, 4, 1] and data.test_labels[:5].tolist() == [3, 8, 8, 0, 6]
     assert data.train_labels.bincount().tolist() == [5000] * 10
-    pixels = data.train_images.double() / 255
-    assert pixels.mean((0, 2, 3)).tolist() == pytest.approx([0.4914, 0.4822, 0.4465], abs=1e-4)
+    means = data.train_images.mean((0, 2, 3), dtype=torch.float64) / 255
+    assert means.tolist() == pytest.approx([0.4914, 0.4822, 0.4465], abs=1e-4)
