@@ -37,23 +37,24 @@ def obtain(file: OfficialFile, folder: Path, *, download: bool) -> Path:
     path = folder / file.name
     if path.is_file():
         return path
+    cure = f"put it there by hand, or let DNIPIPE_DATA name a folder that has {folder.name}/{file.name}"
     if not download:
-        raise FileNotFoundError(f"there is no {path}: allow the download, or {_by_hand(file, folder)}")
+        raise FileNotFoundError(f"there is no {path}: allow the download of {file.url}, {cure}")
     try:
         pooch = importlib.import_module("pooch")
     except ImportError as error:
         raise ImportError(
-            f"to fetch {file.url} takes the package pooch: pip install 'dnipipe[paper]', or {_by_hand(file, folder)}"
+            f"to fetch {file.url} to {path} takes the package pooch: pip install 'dnipipe[paper]', {cure}"
         ) from error
     try:
         downloader = pooch.HTTPDownloader(timeout=30, chunk_size=1 << 16)
         pooch.retrieve(file.url, f"sha256:{file.sha256}", fname=file.name, path=folder, downloader=downloader)
-    except OSError as error:  # requests raises no other
-        raise OSError(f"{file.url} could not be fetched into {folder}: {error}; {_by_hand(file, folder)}") from error
+    except OSError as error:  # those of requests are among them
+        raise OSError(f"{file.url} could not be fetched to {path}: {error}; {cure}") from error
     except ValueError as error:
         raise ValueError(
-            f"{file.url} gave another file than the official one, which was dropped: {error} Try again, or "
-            f"{_by_hand(file, folder)}"
+            f"{file.url} gave another file than the official one, whose sha256 is {file.sha256}, and it was dropped: "
+            f"try to fetch {path} again, {cure}"
         ) from error
     return path
 
@@ -66,9 +67,3 @@ def check(content: bytes, sha256: str, path: Path) -> None:
     found = hashlib.sha256(content).hexdigest()
     if found != sha256:
         raise ValueError(f"{path} is not the official file: its sha256 is {found} and must be {sha256}; {CURE}")
-
-
-def _by_hand(file: OfficialFile, folder: Path) -> str:
-    return (
-        f"put {file.name} from {file.url} into {folder}, or let DNIPIPE_DATA name a folder that has it in {folder.name}"
-    )
