@@ -6,6 +6,7 @@ read as it is; one that somebody has unpacked will do too. Source: www.cs.toront
 
 from __future__ import annotations
 
+import gzip
 import tarfile
 import zlib
 from pathlib import Path
@@ -57,7 +58,7 @@ def _read_archive(path: Path) -> list[Tensor]:
                 folder, _, name = member.name.rpartition("/")
                 if folder == UNPACKED and name in MEMBERS and (file := archive.extractfile(member)) is not None:
                     contents[name] = file.read()
-    except (tarfile.TarError, EOFError, zlib.error, OSError) as error:
+    except (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise ValueError(f"{path} is no whole tar.gz archive: {error}; {CURE}") from error
     if missing := MEMBERS.keys() - contents.keys():
         raise ValueError(f"{path} lacks {UNPACKED}/{', '.join(sorted(missing))}; {CURE}")
