@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import secrets
 import shutil
 from collections.abc import Sequence
@@ -18,6 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .cache_folder import cache_folder
 from .sources import read_texts
 from .token_files import TokenDtype, map_tokens
 from .tokenizer import Tokenizer
@@ -26,8 +26,8 @@ LAYOUT = b"tokens.bin and lengths.json, 1"
 
 
 def default_cache() -> Path:
-    """$XDG_CACHE_HOME/dnipipe/tokens, or ~/.cache/dnipipe/tokens."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dnipipe" / "tokens"
+    """tokens/ in the user's cache."""
+    return cache_folder() / "tokens"
 
 
 def tokenize_files(
