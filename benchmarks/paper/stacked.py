@@ -55,17 +55,17 @@ class Adam:
 class Layer:
     """E layers: a matrix product and, but for the last layer, batch normalisation and ReLU.
 
-    Args:    modules: of each model, nn.Linear or Sequential(nn.Linear, nn.BatchNorm1d, nn.ReLU), whose weights these
-             start from.
+    Args:    modules: of each model, Sequential(nn.Linear, nn.BatchNorm1d, nn.ReLU) or Sequential(nn.Linear), whose
+             weights these start from.
     Shapes:  x (E, in, B), or (in, B), the same for all -> (E, out, B).
     """
 
-    def __init__(self, modules: Sequence[nn.Module]) -> None:
-        linears = [_of_kind(module, nn.Linear) for module in modules]
+    def __init__(self, modules: Sequence[nn.Sequential]) -> None:
+        linears = [module[0] for module in modules]
         self.parameters = [_stack(linears, "weight"), _stack(linears, "bias").unsqueeze(-1)]
         self.statistics: list[Tensor] = []
-        if isinstance(modules[0], nn.Sequential):
-            norms = [_of_kind(module, nn.BatchNorm1d) for module in modules]
+        if len(modules[0]) > 1:
+            norms = [module[1] for module in modules]
             self.parameters += [_stack(norms, name).unsqueeze(-1) for name in ("weight", "bias")]
             self.statistics = [_stack(norms, name).unsqueeze(-1) for name in ("running_mean", "running_var")]
         for parameter in self.parameters:
@@ -140,10 +140,6 @@ def affine(weight: Tensor, bias: Tensor, x: Tensor) -> Tensor:
         return torch.baddbmm(bias, weight, x)
     # one input for all: one matrix product instead of E
     return torch.addmm(bias.flatten(0, 1), weight.flatten(0, 1), x).unflatten(0, weight.shape[:2])
-
-
-def _of_kind(module: nn.Module, kind: type[nn.Module]) -> nn.Module:
-    return next(part for part in module.modules() if isinstance(part, kind))
 
 
 def _stack(modules: Sequence[nn.Module], name: str) -> Tensor:
