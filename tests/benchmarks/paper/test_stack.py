@@ -36,7 +36,7 @@ def _batches(seed: int) -> list[tuple[Tensor, Tensor]]:
     ]
 
 
-def _assert_alike(stack: Stack, plain: list[PlainModel], *, rtol: float = 1e-9) -> None:
+def _assert_alike(stack: Stack, plain: list[PlainModel], *, rtol: float = 1e-7) -> None:
     x = _batches(99)[0][0]
     together = stack.evaluate(x.T.contiguous())
     for number, model in enumerate(plain):
@@ -46,10 +46,12 @@ def _assert_alike(stack: Stack, plain: list[PlainModel], *, rtol: float = 1e-9) 
             torch.testing.assert_close(other, own, rtol=rtol, atol=rtol)
 
 
-def _train_both(shape: Shape, models: list[Model], *, rtol: float = 1e-9) -> None:
+def _train_both(shape: Shape, models: list[Model], *, rtol: float = 1e-7) -> None:
     stack = Stack(shape, models, dtype=torch.float64)
     plain = [PlainModel(shape, model, torch.float64) for model in models]
-    first = [model.layers[0][0].weight.detach().clone() for model in plain]
+    # the layer below the position: a stale mean gradient is 0 below a batch norm, so it reaches the last hidden one alone
+    watched = [each.layers[model.position - 1 if model.position else -2][0] for each, model in zip(plain, models)]
+    first = [layer.weight.detach().clone() for layer in watched]
     batches = [_batches(number) for number in range(len(models))]
     for step in range(STEPS):
         xs, labels = zip(*(each[step] for each in batches), strict=True)
@@ -57,9 +59,9 @@ def _train_both(shape: Shape, models: list[Model], *, rtol: float = 1e-9) -> Non
         for model, x, label in zip(plain, xs, labels, strict=True):
             model.step(x, label)
     _assert_alike(stack, plain, rtol=rtol)
-    for model, before, was in zip(models, plain, first, strict=True):
+    for model, layer, was in zip(models, watched, first, strict=True):
         stands = model.method == "no_bprop"
-        assert torch.equal(before.layers[0][0].weight, was) == stands, f"{model.method}: does its first layer learn?"
+        assert torch.equal(layer.weight, was) == stands, f"{model.method}: does the layer learn?"
 
 
 def test_every_method_without_interfaces_in_one_stack() -> None:
@@ -88,7 +90,7 @@ def test_every_method_with_interfaces_in_one_stack(num_hidden: int, normalise: b
         Model("stale", seed=5, decay=0.9, **RATES),
     ]
     # dnipipe's running RMS is float32
-    _train_both(_shape(num_hidden, normalise=normalise), models, rtol=1e-5 if normalise else 1e-9)
+    _train_both(_shape(num_hidden, normalise=normalise), models, rtol=1e-5 if normalise else 1e-7)
 
 
 @pytest.mark.parametrize("normalise", [False, True])
@@ -104,7 +106,7 @@ def test_sparse_updates_are_those_of_layers_that_come_one_after_the_other(normal
         stack.step(x.T.contiguous(), label, fires.double(), order)
         for model, own, rank in zip(plain, fires, order, strict=True):
             model.sparse_step(x, label, own.tolist(), rank.argsort().tolist())
-    _assert_alike(stack, plain, rtol=1e-5 if normalise else 1e-9)
+    _assert_alike(stack, plain, rtol=1e-5 if normalise else 1e-7)
 
 
 def test_a_batch_for_all_is_that_batch_for_each() -> None:
@@ -114,7 +116,7 @@ def test_a_batch_for_all_is_that_batch_for_each() -> None:
         shared.step(x.T.contiguous(), label)
         own.step(x.T.expand(2, -1, -1).contiguous(), label.expand(2, -1))
     for one, other in zip(shared.state(), own.state(), strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-9)
+        torch.testing.assert_close(one, other, rtol=1e-7, atol=1e-7)
 
 
 def test_a_loaded_state_goes_on_as_the_saved_one() -> None:
