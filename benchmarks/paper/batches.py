@@ -1,4 +1,4 @@
-"""Images as the stacks want them, (features, N), and for each seed an endless order of them that any step can be asked for."""
+"""Images as the stacks want them, (features, N), and for each seed an endless order of them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .recipe import HELD_OUT
 
 
 class Images:
-    """The training set without its held-out part, that part, and the test set, each (features, N) float32 with labels (N,).
+    """The training set without its held-out part, that part, and the test set: (features, N) float32, labels (N,).
 
     Standardised by the mean and deviation of the training set, two numbers. What is held out does not depend on a seed.
 
@@ -25,7 +25,9 @@ class Images:
         images, labels = data.train_images[:limit], data.train_labels[:limit]
         held = int(HELD_OUT * len(images))
         if held < 1:
-            raise ValueError(f"{len(images)} training images are too few: {HELD_OUT:.0%} of them are held out, so 10 or more")
+            raise ValueError(
+                f"{len(images)} training images are too few: {HELD_OUT:.0%} are held out, so give 10 or more"
+            )
         sample = images.float()
         self.mean, self.deviation = sample.mean(), sample.std()
         order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
@@ -58,7 +60,9 @@ class Batches:
         self.which = torch.tensor([self.seeds.index(seed) for seed in seeds], device=images.device)
         self.per_epoch = len(images.train[1]) // batch
         if self.per_epoch == 0:
-            raise ValueError(f"batch = {batch} is more than the {len(images.train[1])} training images: take a smaller one")
+            raise ValueError(
+                f"batch = {batch} is more than the {len(images.train[1])} training images: take a smaller one"
+            )
         self.epoch, self.orders = -1, torch.empty(0, dtype=torch.int64)
 
     def at(self, step: int) -> tuple[Tensor, Tensor]:

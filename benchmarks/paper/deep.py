@@ -1,7 +1,7 @@
 """A network of 21 layers, each learning by an interface that sees the label, beside backprop.
 
-    python -m benchmarks.paper.deep --quick
-    python -m benchmarks.paper.deep --device cuda --limit-s 500
+python -m benchmarks.paper.deep --quick
+python -m benchmarks.paper.deep --device cuda --limit-s 500
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """An interface after every hidden layer, beside backprop, no backprop and the stale gradient, by number of layers.
 
-    python -m benchmarks.paper.every_layer --quick
-    python -m benchmarks.paper.every_layer --device cuda --limit-s 500 --layers 3,4,5,6
+python -m benchmarks.paper.every_layer --quick
+python -m benchmarks.paper.every_layer --device cuda --limit-s 500 --layers 3,4,5,6
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """Test errors, per cent, of Jaderberg et al. 2016, fully connected networks.
 
-GIVEN stand in the text of the paper. REMEMBERED are its tables as we remember them, for want of a copy to read: never cite them.
+GIVEN stand in the text of the paper. REMEMBERED are its tables from memory, for want of a copy to read: never cite
+them.
 """
 
 from __future__ import annotations

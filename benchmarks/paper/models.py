@@ -8,8 +8,9 @@ TRUE, ZERO, STALE, PREDICTED = "true", "zero", "stale", "predicted"
 METHODS = {"bprop": TRUE, "no_bprop": ZERO, "stale": STALE, "dni": PREDICTED, "cdni": PREDICTED}
 """Of each method the gradient that a layer learns from.
 
-true: backpropagated. zero: none, so the layer stays as it was drawn, and only what is above it learns. stale: the same for
-every example, an exponential average over past steps of the true gradient's mean over the batch. predicted: an interface's.
+true: backpropagated. zero: none, so the layer stays as it was drawn, and only what is above it learns. stale: the same
+for every example, an exponential average over past steps of the true gradient's mean over the batch. predicted: an
+interface's.
 """
 
 
@@ -33,7 +34,7 @@ class Shape:
 
     def __post_init__(self) -> None:
         if self.layers < 2:
-            raise ValueError(f"layers = {self.layers}: a network needs a hidden layer and an output layer, so 2 or more")
+            raise ValueError(f"layers = {self.layers}: a network has a hidden and an output layer, so give 2 or more")
 
     @property
     def sizes(self) -> list[int]:
@@ -69,8 +70,8 @@ class Model:
             raise ValueError(f"p_update = {self.p_update} must be above 0 and at most 1: at 0 nothing would learn")
         if self.p_update < 1 and (METHODS[self.method] != PREDICTED or self.position is not None):
             raise ValueError(
-                f"p_update = {self.p_update} with {self.method} at position {self.position}: a true gradient is there only "
-                f"if the layer above went backward, so take dni or cdni at every layer"
+                f"p_update = {self.p_update} with {self.method} at position {self.position}: a true gradient is there "
+                f"only if the layer above went backward, so take dni or cdni at every layer"
             )
         if not 0 <= self.decay < 1:
             raise ValueError(f"decay = {self.decay} must be at least 0 and below 1")
@@ -80,5 +81,5 @@ class Model:
         if self.position is None:
             return (METHODS[self.method],) * (layers - 1)
         if not 1 <= self.position < layers:
-            raise ValueError(f"position = {self.position} must be from 1 to {layers - 1}, the hidden layers of {layers}")
+            raise ValueError(f"position = {self.position} must be from 1 to {layers - 1}, the hidden layers")
         return tuple(METHODS[self.method] if cut == self.position else TRUE for cut in range(1, layers))

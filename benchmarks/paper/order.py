@@ -37,7 +37,9 @@ def read_order(experiment: str, description: str, layers: str, quick_layers: str
     parser.add_argument("--steps", type=int, help="of each model; default: the recipe's")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--json", type=Path, help="rows; table, picture and checkpoints lie beside it")
-    parser.add_argument("--limit-s", type=float, default=float("inf"), help="stop after so many seconds; call again to go on")
+    parser.add_argument(
+        "--limit-s", type=float, default=float("inf"), help="stop after so many seconds; call again, it goes on"
+    )
     parser.add_argument("--data", type=Path, help="folder of the images; default: as dnipipe.data.images.load_images")
     parser.add_argument("--images", type=int, help="take only so many training and test images")
     given = parser.parse_args(argv)

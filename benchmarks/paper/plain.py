@@ -30,7 +30,8 @@ def build_interfaces(shape: Shape, conditional: bool) -> list[MLP]:
     options = {"num_hidden": shape.num_hidden, "width": shape.predictor_width}
     classes = shape.num_classes if conditional else 0
     return [
-        MLP(shape.width, classes, batch_norm=True, normalise=shape.normalise, **options) for _ in range(shape.layers - 1)
+        MLP(shape.width, classes, batch_norm=True, normalise=shape.normalise, **options)
+        for _ in range(shape.layers - 1)
     ]
 
 
@@ -69,7 +70,7 @@ class PlainModel:
                 gradient = self._gradient_of(number, inputs, label, guesses)
 
     def sparse_step(self, x: Tensor, label: Tensor, fires: Sequence[bool], order: Sequence[int]) -> None:
-        """Layer after layer in `order`, each asking its interface only when its turn has come; those that fire alone."""
+        """Layer after layer in `order`, each asking its interface when its turn has come; only those that fire."""
         inputs, outputs = self._forward(x)
         for number in (number for number in order if fires[number]):
             is_last = number == len(self.layers) - 1

@@ -19,11 +19,12 @@ COLOURS = {"no_bprop": "#999999", "bprop": "#222222", "stale": "#e69f00", "dni":
 def table(rows: Sequence[PaperRow]) -> str:
     """A line for each cell: both selections, the mean over the seeds with its spread, and the paper's figure."""
     lines = [
-        "Test error, %: mean over the seeds, ± their standard deviation. Best test: predictor depth (decay of the stale",
-        "gradient) of the lowest test error, the paper's rule. Held out: that of the lowest error on training images that",
-        "no model learned from.",
+        "Test error, %: mean over the seeds, ± their standard deviation. Best test: predictor depth (or decay of the",
+        "stale gradient) of the lowest test error, the paper's rule. Held out: that of the lowest error on training",
+        "images that no model learned from.",
         "",
-        "| dataset | layers | method | after layer | best test | held out | chosen by it | seeds | steps | paper | from memory, unverified |",
+        "| dataset | layers | method | after layer | best test | held out | chosen by it | seeds | steps | paper "
+        "| from memory, unverified |",
         "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for cell in sorted({row.cell for row in rows}, key=str):

@@ -89,7 +89,9 @@ class _Run:
             curve.append([self.step, error, *agreement])
         self.seconds += time.monotonic() - began
         name = f"{self.job.name}: step {self.step}, test error % "
-        print(name + " ".join(f"{model.method} {e:.2f}" for model, e in zip(self.job.models, errors, strict=True))[:160])
+        print(
+            name + " ".join(f"{model.method} {e:.2f}" for model, e in zip(self.job.models, errors, strict=True))[:160]
+        )
         self._save()
 
     def _draw(self) -> tuple[Tensor, Tensor] | tuple[()]:
@@ -162,14 +164,16 @@ class _Run:
 
 
 def agreement(synthetic: Tensor, true: Tensor) -> Tensor:
-    """L2 distance, cosine and share of wrong signs of each model's gradients, mean over the batch: (E, D, B) -> (E, 3)."""
+    """L2 distance, cosine, share of wrong signs of each model's gradients, mean over the batch: (E, D, B) -> (E, 3)."""
     distance = (synthetic - true).norm(dim=1).mean(-1)
     cosine = torch.cosine_similarity(synthetic, true, dim=1, eps=1e-30).mean(-1)
     wrong = (synthetic.sign() != true.sign()).float().mean((1, 2))
     return torch.stack([distance, cosine, wrong], 1)
 
 
-def finish(order: Order, rows: Sequence[PaperRow], done: bool, write: Callable[[Sequence[PaperRow], Path], str]) -> None:
+def finish(
+    order: Order, rows: Sequence[PaperRow], done: bool, write: Callable[[Sequence[PaperRow], Path], str]
+) -> None:
     """Prints and saves the table, and the picture, of what there is."""
     text = write(rows, order.json.with_suffix(".png")) if rows else "no row yet\n"
     order.json.with_suffix(".md").write_text(text) if rows else None

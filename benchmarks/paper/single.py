@@ -1,7 +1,7 @@
 """One interface in a network that backpropagates otherwise, at each position: what it costs, and how well it predicts.
 
-    python -m benchmarks.paper.single --quick
-    python -m benchmarks.paper.single --device cuda --limit-s 500
+python -m benchmarks.paper.single --quick
+python -m benchmarks.paper.single --device cuda --limit-s 500
 """
 
 from __future__ import annotations

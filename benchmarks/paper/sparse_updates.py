@@ -1,7 +1,7 @@
 """Layers that are updated only now and then, in random order, each with the chance p_update at each step.
 
-    python -m benchmarks.paper.sparse_updates --quick
-    python -m benchmarks.paper.sparse_updates --device cuda --limit-s 500
+python -m benchmarks.paper.sparse_updates --quick
+python -m benchmarks.paper.sparse_updates --device cuda --limit-s 500
 """
 
 from __future__ import annotations

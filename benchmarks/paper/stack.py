@@ -74,7 +74,9 @@ class Cut:
         return chosen
 
     def state(self) -> list[Tensor]:
-        learned = [] if self.predictor is None or self.adam is None else [*self.predictor.parameters, *self.adam.state()]
+        learned = (
+            [] if self.predictor is None or self.adam is None else [*self.predictor.parameters, *self.adam.state()]
+        )
         return [self.average, self.rms, *learned]
 
 
@@ -101,9 +103,7 @@ class Stack:
         if shape.num_hidden is not None:
             at_cuts = zip(*interfaces, strict=True)
             predictors = [Predictor([module.to(like) for module in each], shape.num_classes) for each in at_cuts]
-        self.cuts = [
-            Cut(kinds, models, each, shape, like) for kinds, each in zip(sources, predictors, strict=True)
-        ]
+        self.cuts = [Cut(kinds, models, each, shape, like) for kinds, each in zip(sources, predictors, strict=True)]
         self.conditional = _column([model.method == "cdni" for model in models], like)
         self.is_sparse = any(model.p_update < 1 for model in models)
         self.seen: list[tuple[Tensor | None, Tensor]] = []

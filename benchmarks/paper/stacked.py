@@ -39,9 +39,7 @@ class Adam:
         count = self.count.clamp_min(1)  # who has never moved divides by nothing
         rate = self.learning_rate * moves / (1 - BETA_1**count)
         spread = (1 - BETA_2**count).sqrt()
-        for parameter, gradient, first, second in zip(
-            self.parameters, gradients, self.first, self.second, strict=True
-        ):
+        for parameter, gradient, first, second in zip(self.parameters, gradients, self.first, self.second, strict=True):
             shape = (-1,) + (1,) * (parameter.ndim - 1)
             first.lerp_(gradient, ((1 - BETA_1) * moves).view(shape))
             second.lerp_(gradient.square(), ((1 - BETA_2) * moves).view(shape))
@@ -100,8 +98,8 @@ class Layer:
 class Predictor:
     """E interfaces of one architecture: those of dnipipe.interface.MLP with batch normalisation.
 
-    Args:    interfaces: of each model, all with as many hidden layers; one that is not conditional gets a table of zeros,
-             which must see a one-hot of zeros.
+    Args:    interfaces: of each model, all with as many hidden layers; one that is not conditional gets a table of
+             zeros, which must see a one-hot of zeros.
              num_classes: C.
     Shapes:  h (E, D, B), one_hot (E, C, B) -> (E, D, B), in units of the interface's scale.
     """

@@ -20,9 +20,7 @@ def _interfaces_in_float64(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def _shape(num_hidden: int | None, *, layers: int = 4, normalise: bool = False) -> Shape:
-    return Shape(
-        FEATURES, CLASSES, layers, width=10, num_hidden=num_hidden, predictor_width=14, normalise=normalise
-    )
+    return Shape(FEATURES, CLASSES, layers, width=10, num_hidden=num_hidden, predictor_width=14, normalise=normalise)
 
 
 def _batches(seed: int) -> list[tuple[Tensor, Tensor]]:
@@ -41,7 +39,9 @@ def _assert_alike(stack: Stack, plain: list[PlainModel], *, rtol: float = 1e-7) 
     together = stack.evaluate(x.T.contiguous())
     for number, model in enumerate(plain):
         torch.testing.assert_close(together[number].T, model.evaluate(x), rtol=rtol, atol=rtol)
-        weights = [(layer[0].weight, own.parameters[0][number]) for layer, own in zip(model.layers, stack.layers)]
+        weights = [
+            (layer[0].weight, own.parameters[0][number]) for layer, own in zip(model.layers, stack.layers, strict=True)
+        ]
         for own, other in weights:
             torch.testing.assert_close(other, own, rtol=rtol, atol=rtol)
 
@@ -49,8 +49,10 @@ def _assert_alike(stack: Stack, plain: list[PlainModel], *, rtol: float = 1e-7) 
 def _train_both(shape: Shape, models: list[Model], *, rtol: float = 1e-7) -> None:
     stack = Stack(shape, models, dtype=torch.float64)
     plain = [PlainModel(shape, model, torch.float64) for model in models]
-    # the layer below the position: a stale mean gradient is 0 below a batch norm, so it reaches the last hidden one alone
-    watched = [each.layers[model.position - 1 if model.position else -2][0] for each, model in zip(plain, models)]
+    # the layer below the position: below a batch norm a stale mean gradient is 0, so it is the last hidden one
+    watched = [
+        each.layers[model.position - 1 if model.position else -2][0] for each, model in zip(plain, models, strict=True)
+    ]
     first = [layer.weight.detach().clone() for layer in watched]
     batches = [_batches(number) for number in range(len(models))]
     for step in range(STEPS):
@@ -96,7 +98,9 @@ def test_every_method_with_interfaces_in_one_stack(num_hidden: int, normalise: b
 @pytest.mark.parametrize("normalise", [False, True])
 def test_sparse_updates_are_those_of_layers_that_come_one_after_the_other(normalise: bool) -> None:
     shape = _shape(1, normalise=normalise)
-    models = [Model(method, seed, p_update=p, **RATES) for method in ("dni", "cdni") for seed, p in ((0, 0.5), (1, 0.8))]
+    models = [
+        Model(method, seed, p_update=p, **RATES) for method in ("dni", "cdni") for seed, p in ((0, 0.5), (1, 0.8))
+    ]
     stack = Stack(shape, models, dtype=torch.float64)
     plain = [PlainModel(shape, model, torch.float64) for model in models]
     random = torch.Generator().manual_seed(0)
