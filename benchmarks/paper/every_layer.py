@@ -35,7 +35,7 @@ def write(rows: Sequence[PaperRow], path: Path) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    order = read_order("every_layer", __doc__ or "", "3,4,5,6", "3,5", argv)
+    order = read_order("every_layer", __doc__ or "", "3,4,5,6", "3", argv)
     finish(order, *run(order, jobs_of(order)), write)
 
 

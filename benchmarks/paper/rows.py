@@ -19,8 +19,9 @@ class PaperRow:
         method, position, p_update, decay: as in models.Model. seed: of weights and of the order of the images.
         predictor: hidden layers of the interfaces; None: it has none.
         test_error_percent, held_out_error_percent: after the last step.
-        selection: by which rules this predictor depth, or decay, is the one to show for its cell: "best test" (the
-            paper's: lowest test error, mean over the seeds), "held out" (lowest held-out error), both with a comma, or none.
+        selection: by which rules this predictor depth, or decay, is the one to show for its cell, means over the seeds:
+            "best test" (the paper's: lowest test error), "held out" (lowest held-out error), both with a comma, or
+            none.
         seconds_of_stack: of training and evaluating the models_of_stack models of its stack, all calls together.
         curve: of each evaluation [step, test error %], and of `single` also [L2 distance, cosine, share of wrong signs]
             of the synthetic and the true gradient.
