@@ -1,0 +1,85 @@
+"""What a network of the paper is, and where each of its layers has its gradient from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+TRUE, ZERO, STALE, PREDICTED = "true", "zero", "stale", "predicted"
+METHODS = {"bprop": TRUE, "no_bprop": ZERO, "stale": STALE, "dni": PREDICTED, "cdni": PREDICTED}
+"""Of each method the gradient that a layer learns from.
+
+true: backpropagated. zero: none, so the layer stays as it was drawn, and only what is above it learns. stale: the same
+for every example, an exponential average over past steps of the true gradient's mean over the batch. predicted: an
+interface's.
+"""
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What is alike in all models of a stack.
+
+    Fields:
+        features: of an image. num_classes: C. layers: L, that is L - 1 hidden ones and the output layer.
+        width: of a hidden layer. num_hidden: of an interface, 0 to 2; None: no interfaces. predictor_width: of its
+            hidden layers. normalise: as in dnipipe.interface.Regressed.
+    """
+
+    features: int
+    num_classes: int
+    layers: int
+    width: int = 256
+    num_hidden: int | None = None
+    predictor_width: int = 1024
+    normalise: bool = False
+
+    def __post_init__(self) -> None:
+        if self.layers < 2:
+            raise ValueError(f"layers = {self.layers}: a network has a hidden and an output layer, so give 2 or more")
+
+    @property
+    def sizes(self) -> list[int]:
+        return [self.features, *[self.width] * (self.layers - 1), self.num_classes]
+
+
+@dataclass(frozen=True)
+class Model:
+    """One model of a stack.
+
+    Fields:
+        method: see METHODS; cdni is dni whose interfaces see the label.
+        position: the hidden layer, from 1, after which the method is used, while all others backpropagate; None: after
+            each of them.
+        p_update: the chance of each layer, at each step, to go backward and be updated, in random order. Below 1 only
+            for dni and cdni at every layer.
+        decay: of stale: what the average keeps of itself at each step.
+    Raises:  ValueError: no such method or position; p_update or decay out of range.
+    """
+
+    method: str
+    seed: int = 0
+    learning_rate: float = 3e-5
+    predictor_rate: float = 3e-5
+    position: int | None = None
+    p_update: float = 1.0
+    decay: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.method not in METHODS:
+            raise ValueError(f"method {self.method!r} is none of {', '.join(METHODS)}")
+        if not 0 < self.p_update <= 1:
+            raise ValueError(f"p_update = {self.p_update} must be above 0 and at most 1: at 0 nothing would learn")
+        if self.p_update < 1 and (METHODS[self.method] != PREDICTED or self.position is not None):
+            raise ValueError(
+                f"p_update = {self.p_update} with {self.method} at position {self.position}: a true gradient is there "
+                f"only if the layer above went backward, so take dni or cdni at every layer"
+            )
+        if not 0 <= self.decay < 1:
+            raise ValueError(f"decay = {self.decay} must be at least 0 and below 1")
+
+    def sources(self, layers: int) -> tuple[str, ...]:
+        """Where the gradient at the output of each hidden layer comes from: L - 1 of TRUE, ZERO, STALE, PREDICTED."""
+        if self.position is None:
+            return (METHODS[self.method],) * (layers - 1)
+        if not 1 <= self.position < layers:
+            raise ValueError(f"position = {self.position} must be from 1 to {layers - 1}, the hidden layers")
+        return tuple(METHODS[self.method] if cut == self.position else TRUE for cut in range(1, layers))

@@ -1,0 +1,129 @@
+"""One model of the paper alone, of torch's modules and optimizer and dnipipe's interfaces.
+
+The stack starts from its weights, and the tests hold the stack against its steps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dnipipe.interface import MLP, Learner
+
+from .models import PREDICTED, STALE, TRUE, Model, Shape
+
+
+def build_layers(shape: Shape) -> list[nn.Sequential]:
+    """The layers of one network, drawn as torch draws them."""
+    pairs = list(zip(shape.sizes, shape.sizes[1:], strict=False))
+    hidden = [nn.Sequential(nn.Linear(n, m), nn.BatchNorm1d(m), nn.ReLU()) for n, m in pairs[:-1]]
+    return [*hidden, nn.Sequential(nn.Linear(*pairs[-1]))]
+
+
+def build_interfaces(shape: Shape, conditional: bool) -> list[MLP]:
+    """One after each hidden layer; none if the shape has none."""
+    if shape.num_hidden is None:
+        return []
+    options = {"num_hidden": shape.num_hidden, "width": shape.predictor_width}
+    classes = shape.num_classes if conditional else 0
+    return [
+        MLP(shape.width, classes, batch_norm=True, normalise=shape.normalise, **options)
+        for _ in range(shape.layers - 1)
+    ]
+
+
+def build(shape: Shape, model: Model) -> tuple[list[nn.Sequential], list[MLP]]:
+    """Layers and interfaces as the model's seed draws them, on the CPU; the caller's generator is left as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(model.seed)
+        return build_layers(shape), build_interfaces(shape, model.method == "cdni")
+
+
+class PlainModel:
+    """Trains one model the slow way.
+
+    Args:    dtype: float64 for comparisons; then dnipipe's interfaces must be kept from computing in float32.
+    """
+
+    def __init__(self, shape: Shape, model: Model, dtype: torch.dtype = torch.float32) -> None:
+        layers, interfaces = build(shape, model)
+        self.layers = [layer.to(dtype) for layer in layers]
+        self.sources, self.decay = model.sources(shape.layers), model.decay
+        self.averages = [torch.zeros(shape.width, dtype=dtype) for _ in range(shape.layers - 1)]
+        self.optimizers = [torch.optim.Adam(layer.parameters(), lr=model.learning_rate) for layer in layers]
+        self.learners = [
+            Learner([interface.to(dtype)], lambda parameters: torch.optim.Adam(parameters, lr=model.predictor_rate))
+            for interface in interfaces
+        ]
+
+    def step(self, x: Tensor, label: Tensor) -> None:
+        """All layers guess first, then go backward; x (B, features), label (B,)."""
+        inputs, outputs = self._forward(x)
+        guesses = [self._guess(cut, outputs[cut], label) for cut in range(len(self.sources))]
+        gradient = self._loss_gradient(outputs[-1], label)
+        for number in reversed(range(len(self.layers))):
+            self._update(number, outputs[number], gradient)
+            if number > 0:
+                gradient = self._gradient_of(number, inputs, label, guesses)
+
+    def sparse_step(self, x: Tensor, label: Tensor, fires: Sequence[bool], order: Sequence[int]) -> None:
+        """Layer after layer in `order`, each asking its interface when its turn has come; only those that fire."""
+        inputs, outputs = self._forward(x)
+        for number in (number for number in order if fires[number]):
+            is_last = number == len(self.layers) - 1
+            guess = None if is_last else self._guess(number, outputs[number], label)
+            gradient = self._loss_gradient(outputs[-1], label) if guess is None else guess
+            self._update(number, outputs[number], gradient)
+            if number > 0:
+                self._learn(number - 1, inputs[number], label)
+
+    @torch.no_grad()
+    def evaluate(self, x: Tensor) -> Tensor:
+        """Logits (N, C) by the running statistics."""
+        for layer in self.layers:
+            x = layer.eval()(x)
+            layer.train()
+        return x
+
+    def _forward(self, x: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+        inputs, outputs = [], []
+        for layer in self.layers:
+            inputs.append(x.detach().requires_grad_())
+            outputs.append(layer(inputs[-1]))
+            x = outputs[-1]
+        return inputs, outputs
+
+    def _loss_gradient(self, logits: Tensor, label: Tensor) -> Tensor:
+        leaf = logits.detach().requires_grad_()
+        return torch.autograd.grad(F.cross_entropy(leaf, label), leaf)[0]
+
+    def _guess(self, cut: int, h: Tensor, label: Tensor) -> Tensor:
+        if self.sources[cut] == PREDICTED:
+            return self.learners[cut].predict([h.detach()], label)[0]
+        return self.averages[cut].expand_as(h)  # zeros, unless stale gradients enter it
+
+    def _update(self, number: int, output: Tensor, gradient: Tensor) -> None:
+        self.optimizers[number].zero_grad()
+        output.backward(gradient)
+        self.optimizers[number].step()
+
+    def _learn(self, cut: int, h: Tensor, label: Tensor) -> None:
+        assert h.grad is not None, "the layer above has gone backward"
+        self.learners[cut].learn([h.detach()], label, [h.grad])
+        self.learners[cut].end_step()
+
+    def _gradient_of(self, number: int, inputs: list[Tensor], label: Tensor, guesses: list[Tensor]) -> Tensor:
+        """What the layer below layer `number` goes backward against; what came home is learned from."""
+        true, source = inputs[number].grad, self.sources[number - 1]
+        assert true is not None, "the layer has gone backward"
+        if source == TRUE:
+            return true
+        if source == PREDICTED:
+            self._learn(number - 1, inputs[number], label)
+        if source == STALE:
+            average = self.averages[number - 1]
+            self.averages[number - 1] = average * self.decay + true.mean(0) * (1 - self.decay)
+        return guesses[number - 1]
