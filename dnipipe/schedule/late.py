@@ -5,7 +5,7 @@
     stage 2        F0 B0 F1 B1 F2 B2 F3 B3 ...
 
 A backward that falls into a later step than its forward runs through the graph of its forward. The weights of both are
-those of the forward's step (old_weights.py), or foretold for the backward's (weight_prediction.py); with old_weights
+those of the forward's step (old_weights.py), or foretold for the backward's (weight_prediction.py); with late_weights
 "new" the backward sees those of its own step. Its weight gradients join the update of the step in which it falls. Until
 the first gradient is back, upper stages have nothing to update: their parameters' .grad stays None.
 
@@ -96,16 +96,17 @@ class LateFlow(Flow):
             self._weights = None
         elif self._weights is None or not self._weights.current:
             self._weights = OldWeights(self.module)
-        if self._foretells and self.step % self.policy.steps_per_update == 0:
+        if not self._foretells:
+            self._prediction.forget()
+        elif self.step % self.policy.steps_per_update == 0:
             self._prediction.begin_update(self._lates)
 
     def forward_weights(self) -> AbstractContextManager[None]:
         self._used = self._weights
         if self._used is None:
             return super().forward_weights()
-        if self._foretells:
-            first = self.microbatch - self.step % self.policy.steps_per_update * self.num_microbatches
-            self._used = self._prediction.ahead(self._updates_late(self._forwarded - first)) or self._used
+        first = self.microbatch - self.step % self.policy.steps_per_update * self.num_microbatches
+        self._used = self._prediction.ahead(self._updates_late(self._forwarded - first)) or self._used
         return self._used.in_place()
 
     def _updates_late(self, microbatch: int) -> int:
@@ -210,8 +211,7 @@ class LateFlow(Flow):
         if self._phase in LATE:
             self.flush()
         carried = [None if grad is None else grad.clone() for grad in self._carried]
-        before = self._prediction.state_dict() if self._foretells else []
-        return {**super().state_dict(), "carried": carried, "before": before}
+        return {**super().state_dict(), "carried": carried, "before": self._prediction.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         super().load_state_dict(state)

@@ -73,6 +73,10 @@ class WeightPrediction:
         """Call it before each update, when its gradients are complete."""
         self._left = self._gradients()
 
+    def forget(self) -> None:
+        """Keeps no weights until begin_update() is called again, for which this is as if it were new."""
+        self._before, self._made, self._left = {}, {}, None
+
     def ahead(self, updates: int) -> OldWeights | None:
         """The weights foretold for so many updates from the present ones; None where nothing is foretold: for 0, and
         before the first update."""

@@ -157,3 +157,4 @@ def _holds(rank: int, world: int, policy: str) -> list[bool]:
 def test_who_holds_no_graphs_keeps_no_weights_either() -> None:
     assert run_ranks(2, _holds, "synthetic") == [[False] * 5] * 2
     assert run_ranks(2, _holds, "wait:3,stale")[0] == [False, False, True, True, True]
+    assert run_ranks(2, _holds, "stale:2,synthetic")[0] == [True, True, False, False, False]
