@@ -6,9 +6,16 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
+from torch import nn
+from torch.distributed.pipelining import PipelineStage
+from torch.distributed.pipelining.schedules import get_schedule_class
 
 from benchmarks import throughput
+from benchmarks.bound import bound
+from benchmarks.contestants import chunks_of
 from benchmarks.rows import Row, read_rows
+from tests.ranks import run_ranks
 
 pytestmark = pytest.mark.timeout(400)
 TINY = "--stages 2 --width 64 --seq-len 16 --blocks 2 --batch-size 4 --rounds 1 --steps 1"
@@ -45,6 +52,19 @@ def test_every_schedule_is_measured_or_refused(tmp_path: Path) -> None:
     assert sorted(path.name for path in (tmp_path / "new").iterdir()) == [
         "rows-m1.png", "rows-m4.png", "rows.json", "rows.md", "rows.png",
     ]  # fmt: skip
+
+
+def _zbv_bound(rank: int, world: int) -> float | None:
+    """Of ZBVZeroBubble on two ranks, where a backward takes twice as long as a forward."""
+    indices, num_chunks = chunks_of("ZBVZeroBubble", rank, world)
+    stages = [PipelineStage(nn.Linear(2, 2), index, num_chunks, torch.device("cpu")) for index in indices]
+    schedule = get_schedule_class("ZBVZeroBubble")(stages, 4, loss_fn=lambda output, target: output.sum())
+    return bound(schedule, world, 4, forward_ms=1.0, backward_ms=2.0)
+
+
+def test_zero_bubble_may_do_more_than_1f1b_on_halved_stages() -> None:
+    for allowed in run_ranks(2, _zbv_bound):
+        assert 4 / 4.5 < (allowed or 0) <= 1
 
 
 def test_late_policies_are_measured_where_they_are_asked_for(tmp_path: Path) -> None:

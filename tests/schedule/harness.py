@@ -168,6 +168,17 @@ def relative_difference(pipeline: Pipeline, oracle: Oracle) -> float:
     return max(float((a - b).abs().max() / b.abs().max().clamp_min(1e-12)) for a, b in pairs)
 
 
+def fall_back(pipeline: Pipeline, oracle: Oracle, steps: int, at: int) -> list[str]:
+    """Both train for `steps` steps, and from step `at` on both have fallen back to `wait`. In what they differ then."""
+    for step in range(steps):
+        if step == at:
+            assert pipeline.schedule._flow is not None
+            pipeline.schedule._flow.fell_back = oracle.reference.fell_back = True
+        pipeline.step(step)
+        oracle.step(step)
+    return [f"{pipeline.case}: {each}" for each in differences(pipeline, oracle)]
+
+
 def differences(pipeline: Pipeline, oracle: Oracle) -> list[str]:
     """In what one rank differs from the oracle, bit for bit; empty if in nothing."""
     rank, reference = pipeline.rank, oracle.reference

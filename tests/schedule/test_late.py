@@ -14,7 +14,7 @@ from torch.distributed.pipelining import PipelineStage
 from dnipipe import ScheduleDNI
 from tests.ranks import run_ranks
 from tests.schedule import models
-from tests.schedule.harness import Case, Oracle, Pipeline, differences
+from tests.schedule.harness import Case, Oracle, Pipeline, differences, fall_back
 
 CPU = torch.device("cpu")
 STEPS = 6
@@ -137,13 +137,7 @@ def _fallen_back(rank: int, world: int) -> list[str]:
     wrong = []
     for m, policy in ((1, "corrected"), (4, "stale")):
         case = Case("mlp", "linear", m, policy, labels="none")
-        pipeline, oracle = Pipeline(rank, world, case), Oracle(world, case)
-        for step in range(6):
-            if step == 3:
-                pipeline.schedule._flow.fell_back = oracle.reference.fell_back = True
-            pipeline.step(step)
-            oracle.step(step)
-        wrong += [f"{case}: {each}" for each in differences(pipeline, oracle)]
+        wrong += fall_back(Pipeline(rank, world, case), Oracle(world, case), steps=6, at=3)
     return wrong
 
 

@@ -12,7 +12,7 @@ import torch
 from dnipipe.plan.phases import Phase, parse_phases, text_of
 from dnipipe.schedule.policy import LATE, Policy
 from tests.ranks import run_ranks
-from tests.schedule.harness import Case, Oracle, Pipeline, differences
+from tests.schedule.harness import Case, Oracle, Pipeline, differences, fall_back
 
 
 def _cases(world: int) -> list[Case]:
@@ -117,13 +117,8 @@ def _fallen_back(rank: int, world: int) -> list[str]:
     wrong = []
     for text in ("synthetic:2,stale", "stale:2,synthetic:3,stale"):
         case = Case("mlp", "mlp", 1, text)
-        pipeline, oracle = Pipeline(rank, world, case), Oracle(world, case)
-        for step in range(7):
-            if step == 4:
-                pipeline.schedule._flow.fell_back = oracle.reference.fell_back = True
-            pipeline.step(step)
-            oracle.step(step)
-        wrong += [f"{case}: {each}" for each in differences(pipeline, oracle)]
+        pipeline = Pipeline(rank, world, case)
+        wrong += fall_back(pipeline, Oracle(world, case), steps=7, at=4)
         wrong += [] if pipeline.schedule.metrics["policy"] == "wait" else ["metrics name another policy"]
     return wrong
 
