@@ -36,7 +36,7 @@ def draw_curves(rows: Sequence[PolicyRow], path: Path) -> None:
     if not panels:
         return
     drawn = [line for panel in panels for line in panel if line.row.policy != "wait"]
-    names = dict.fromkeys(_name(line.row) for line in drawn)
+    names = dict.fromkeys(name_of(line.row) for line in drawn)
     colours = dict(zip(names, itertools.cycle(COLOURS), strict=False))
     cuts = sorted({(line.row.stages, line.row.microbatches) for line in drawn}, key=lambda cut: (cut[0], -cut[1]))
     dashes = {cut: DASHES[n % len(DASHES)] for n, cut in enumerate(cuts)}
@@ -45,7 +45,7 @@ def draw_curves(rows: Sequence[PolicyRow], path: Path) -> None:
         left, right = (figure.add_subplot(len(panels), 2, 2 * number + side) for side in (1, 2))
         base = next(line for line in panel if line.row.policy == "wait")
         others = [line for line in panel if line.row.policy != "wait"]
-        styles = [(colours[_name(line.row)], dashes[line.row.stages, line.row.microbatches]) for line in others]
+        styles = [(colours[name_of(line.row)], dashes[line.row.stages, line.row.microbatches]) for line in others]
         _draw_excess(left, base, others, styles, rows)
         _draw_time(right, base, others, styles, rows)
         for axes in (left, right):
@@ -60,7 +60,7 @@ def draw_curves(rows: Sequence[PolicyRow], path: Path) -> None:
     figure.savefig(path)
 
 
-def _name(row: PolicyRow) -> str:
+def name_of(row: PolicyRow) -> str:
     """What has a colour of its own."""
     unlock = f" from step {row.unlock_after_steps}" if row.unlock_after_steps != USUAL_UNLOCK else ""
     return f"{row.label}{unlock}" + (f", rate {row.learning_rate:g}" if row.learning_rate != 1e-3 else "")

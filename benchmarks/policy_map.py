@@ -15,7 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from benchmarks.policy_curves import COLOURS, FAINT, INK
+from benchmarks.policy_curves import COLOURS, FAINT, INK, name_of
 from benchmarks.policy_rows import Line, PolicyRow, lines_of
 from benchmarks.rows import grouped, read_rows_of
 from dnipipe.plan.theory import flushing_bubble
@@ -33,7 +33,7 @@ def draw_map(rows: Sequence[PolicyRow], path: Path, num_stages: int = 4) -> None
     lines = [line for line in lines_of(rows) if line.row.stages == num_stages and line.excess is not None]
     lines = [line for line in lines if line.row.policy != "wait"]
     panels = grouped(lines, lambda line: line.row.optimizer)
-    names = dict.fromkeys(_name(line.row) for line in lines)
+    names = dict.fromkeys(name_of(line.row) for line in lines)
     colours = dict(zip(names, itertools.cycle(COLOURS), strict=False))
     counts = sorted({line.row.microbatches for line in lines}, reverse=True)
     marks = dict(zip(counts, itertools.cycle(MARKS), strict=False))
@@ -50,10 +50,6 @@ def draw_map(rows: Sequence[PolicyRow], path: Path, num_stages: int = 4) -> None
     figure.savefig(path)
 
 
-def _name(row: PolicyRow) -> str:
-    return " ".join(part for part in (row.label, "from step 0" if row.unlock_after_steps == 0 else "") if part)
-
-
 def _draw(axes: Axes, panel: Sequence[Line], colours: dict[str, str], marks: dict[int, str]) -> None:
     axes.axhline(0, color=INK, lw=0.8)
     axes.axvline(1, color=INK, lw=0.8)
@@ -64,7 +60,7 @@ def _draw(axes: Axes, panel: Sequence[Line], colours: dict[str, str], marks: dic
         row, excess = line.row, 100 * (line.excess or 0.0)
         bubble = float(flushing_bubble(row.stages, row.microbatches))
         x, y = (1 - bubble) / row.mean_utilisation, min(excess, MAX_EXCESS)
-        axes.plot([x], [y], marker=marks[row.microbatches], ms=8, color=colours[_name(row)], alpha=0.85, ls="none")
+        axes.plot([x], [y], marker=marks[row.microbatches], ms=8, color=colours[name_of(row)], alpha=0.85, ls="none")
         if excess > MAX_EXCESS:
             beyond.setdefault(round(x, 2), []).append(f"+{excess:.0f} %")
     for x, texts in beyond.items():
