@@ -10,7 +10,6 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
 import torch
@@ -21,15 +20,14 @@ from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 from benchmarks.contestants import Entry, chunks_of, make_schedule
 from benchmarks.machine import largest
+from benchmarks.recipe import optimizer_of, rate_of
 from benchmarks.workload import Workload, token_loss
 from dnipipe import ScheduleDNI
 from dnipipe.data import Corpus
 from dnipipe.observe.trace import Trace
-from dnipipe.optim import OptimizerName, StageClip, StageOptimizer, learning_rate_at
+from dnipipe.optim import OptimizerName, StageOptimizer
 from dnipipe.schedule.policy import LATE
 
-WEIGHT_DECAY, MAX_NORM, FINAL_FRACTION = 0.1, 1.0, 0.1
-WARMUP_SHARE, MAX_WARMUP_STEPS = 0.1, 100
 UNLOCK_SHARE = 0.1
 Point = tuple[int, float, float]
 """Steps done, seconds of training, bits per byte of the validation text."""
@@ -120,23 +118,9 @@ class Racer:
 
     def _optimizer(self, name: OptimizerName) -> StageOptimizer:
         # one for both chunks of a rank, if it has two: gradients are clipped by their norm on a rank
-        rate = partial(
-            learning_rate_at,
-            peak=self.plan.learning_rate,
-            warmup_steps=min(MAX_WARMUP_STEPS, int(WARMUP_SHARE * self.plan.steps)),
-            total_steps=self.plan.steps,
-            schedule="cosine",
-            final_fraction=FINAL_FRACTION,
-        )
         heads = [m[-1] for index, m in zip(self.indices, self.modules, strict=True) if index == self.num_chunks - 1]
-        return StageOptimizer(
-            nn.ModuleList(self.modules),
-            name=name,
-            learning_rate=rate,
-            weight_decay=WEIGHT_DECAY,
-            clip=StageClip(MAX_NORM),
-            head=heads[0] if heads else None,
-        )
+        rate = rate_of(self.plan.learning_rate, self.plan.steps)
+        return optimizer_of(nn.ModuleList(self.modules), name, rate, heads[0] if heads else None)
 
     def step(self, step: int) -> None:
         batch_size = self.plan.microbatches * self.workload.microbatch_size

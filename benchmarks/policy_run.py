@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import functools
 import math
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -15,15 +13,14 @@ from torch import nn
 
 from benchmarks.grouped import Grouped
 from benchmarks.policy_rows import PolicyRow, write_part
+from benchmarks.recipe import optimizer_of, rate_of
 from benchmarks.workload import token_loss
 from dnipipe.data import ByteCorpus
 from dnipipe.interface import Learner, TensorMeta, build_interface
-from dnipipe.optim import StageClip, StageOptimizer, learning_rate_at
 from dnipipe.schedule.policy import Policy
 from launch.gpt import byte_gpt
 
 HEAD_WIDTH = 64
-WARMUP_STEPS, FINAL_FRACTION, WEIGHT_DECAY, CLIP = 100, 0.1, 0.1, 1.0
 CURVE_POINTS = 12
 WAIT = "wait"
 
@@ -77,25 +74,11 @@ class Trained:
 
     def __init__(self, spec: Spec, size: Size) -> None:
         self.stages = cut_model(size, spec.stages, spec.seed)
-        rate = functools.partial(
-            learning_rate_at,
-            peak=spec.learning_rate,
-            warmup_steps=min(WARMUP_STEPS, size.steps // 10),
-            total_steps=size.steps,
-            schedule="cosine",
-            final_fraction=FINAL_FRACTION,
-        )
-        self.rate: Callable[[int], float] = rate
+        self.rate = rate_of(spec.learning_rate, size.steps)
+        heads = [*[None] * (spec.stages - 1), self.stages[-1][-1]]
         self.optimizers = [
-            StageOptimizer(
-                stage,
-                name=spec.optimizer,  # type: ignore[arg-type]  # main() has checked it
-                learning_rate=rate,
-                weight_decay=WEIGHT_DECAY,
-                clip=StageClip(CLIP),
-                head=stage[-1] if index == spec.stages - 1 else None,
-            )
-            for index, stage in enumerate(self.stages)
+            optimizer_of(stage, spec.optimizer, self.rate, head)  # type: ignore[arg-type]  # main() has checked it
+            for stage, head in zip(self.stages, heads, strict=True)
         ]
         self.learners: list[Learner | None] = [
             make_learner(spec.interface, size, spec.microbatches) if index < spec.stages - 1 else None
