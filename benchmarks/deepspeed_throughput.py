@@ -14,15 +14,14 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
 from rich.console import Console
 
 from benchmarks.deepspeed_bars import draw_bars
 from benchmarks.deepspeed_compete import Job, Settings, compete
 from benchmarks.deepspeed_rows import DeepSpeedRow, markdown, show
+from benchmarks.options import DTYPES, check_device, check_least, dtype_of, numbers
 from benchmarks.ranks import run_ranks
 from benchmarks.rows import read_rows_of
-from benchmarks.throughput import DTYPES, numbers
 from benchmarks.workload import Workload
 
 TIMEOUT_S = 300.0  # DeepSpeed's first start on a machine may compile for minutes
@@ -77,14 +76,12 @@ def _parser() -> argparse.ArgumentParser:
 
 def _settings(options: argparse.Namespace) -> Settings:
     """Raises: ValueError, which names the option."""
-    dtype = DTYPES[options.dtype or ("bfloat16" if options.device == "cuda" else "float32")]
+    dtype = dtype_of(options.dtype, options.device)
     for name in ("microbatch_size", "seq_len", "width", "blocks", "vocab_size", "lag", "rounds", "steps"):
-        if getattr(options, name) < 1:
-            raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(options, name)}")
+        check_least(name, getattr(options, name))
     if options.stages < 2:
         raise ValueError(f"--stages must be at least 2, for one stage has no bubble; got {options.stages}")
-    if options.device == "cuda" and not torch.cuda.device_count():
-        raise ValueError("--device cuda: torch sees no GPU; run with --device cpu")
+    check_device(options.device)
     workload = Workload(
         options.stages,
         options.blocks,

@@ -30,11 +30,12 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from benchmarks.machine import allocated, card, commit
+from benchmarks.options import DTYPES, check_device, check_least, dtype_of, numbers
 from benchmarks.ranks import run_ranks
 from benchmarks.rounds import time_in_turns
 from benchmarks.rows import many, read_rows_of, write_rows
 from benchmarks.table import drawn, ms, print_whole, said, size
-from benchmarks.throughput import DTYPES, TIMEOUT_S, numbers
+from benchmarks.throughput import TIMEOUT_S
 from benchmarks.workload import Workload, make_optimizer
 from dnipipe.schedule.old_weights import OldWeights
 from dnipipe.schedule.policy import Policy
@@ -251,14 +252,12 @@ def _parser() -> argparse.ArgumentParser:
 def _settings(options: argparse.Namespace) -> Settings:
     """Raises: ValueError, which names the option."""
     on_gpu = options.device == "cuda"
-    if on_gpu and not torch.cuda.device_count():
-        raise ValueError("--device cuda: torch sees no GPU; run with --device cpu")
+    check_device(options.device)
     for name, default in (("microbatch_size", (2, 8)), ("seq_len", (128, 512)), ("width", (256, 1536))):
         if getattr(options, name) is None:
             setattr(options, name, default[on_gpu])
     for name in ("stages", "microbatch_size", "seq_len", "width", "blocks", "vocab_size", "rounds", "steps"):
-        if getattr(options, name) < 1:
-            raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(options, name)}")
+        check_least(name, getattr(options, name))
     workload = Workload(
         stages=options.stages,
         blocks_per_stage=options.blocks,
@@ -266,7 +265,7 @@ def _settings(options: argparse.Namespace) -> Settings:
         seq_len=options.seq_len,
         vocab_size=options.vocab_size,
         microbatch_size=options.microbatch_size,
-        dtype=DTYPES[options.dtype or ("bfloat16" if on_gpu else "float32")],
+        dtype=dtype_of(options.dtype, options.device),
     )
     return Settings(
         workload=workload,

@@ -35,6 +35,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from benchmarks.machine import card, commit
+from benchmarks.options import DTYPES, check_device, check_least, dtype_of
 from benchmarks.policy_cost import mean_utilisation, measure_interface_share
 from benchmarks.policy_curves import draw_curves
 from benchmarks.policy_rows import PolicyRow, markdown, show
@@ -46,7 +47,6 @@ from dnipipe.plan.phases import PREDICTING
 PREDICTS_BEFORE = tuple(f"before={name}" for name in PREDICTING)
 POLICIES = ("wait", "stale", "corrected", "synthetic")
 KEYS = ("M", "S", "opt", "unlock", "in_flight", "weights", "lr", "before", "seed")
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -214,11 +214,9 @@ def check(spec: Spec, size: Size) -> None:
 
 def _size(options: argparse.Namespace) -> Size:
     for name in ("blocks", "width", "seq_len", "batch_size", "steps", "side_by_side", "stages"):
-        if getattr(options, name) < 1:
-            raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(options, name)}")
-    if options.device == "cuda" and not torch.cuda.device_count():
-        raise ValueError("--device cuda: torch sees no GPU; run with --device cpu")
-    dtype = DTYPES[options.dtype or ("bfloat16" if options.device == "cuda" else "float32")]
+        check_least(name, getattr(options, name))
+    check_device(options.device)
+    dtype = dtype_of(options.dtype, options.device)
     return Size(
         blocks=options.blocks,
         width=options.width,

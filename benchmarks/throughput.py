@@ -19,13 +19,13 @@ from rich.console import Console
 from benchmarks.bars import draw_bars
 from benchmarks.compete import Settings, compete
 from benchmarks.contestants import Entry, entries, late_entries
+from benchmarks.options import DTYPES, check_device, check_least, dtype_of, numbers
 from benchmarks.ranks import run_ranks
 from benchmarks.rows import Row, read_rows, write_rows
 from benchmarks.table import markdown, show
 from benchmarks.workload import Workload
 
 TIMEOUT_S = 120.0
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -77,12 +77,10 @@ def _parser() -> argparse.ArgumentParser:
 
 def _settings(options: argparse.Namespace) -> list[Settings]:
     """One for each number of blocks and of microbatches. Raises: ValueError, which names the option."""
-    dtype = DTYPES[options.dtype or ("bfloat16" if options.device == "cuda" else "float32")]
+    dtype = dtype_of(options.dtype, options.device)
     for name in ("stages", "seq_len", "width", "vocab_size", "rounds", "steps"):
-        if getattr(options, name) < 1:
-            raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(options, name)}")
-    if options.device == "cuda" and not torch.cuda.device_count():
-        raise ValueError("--device cuda: torch sees no GPU; run with --device cpu")
+        check_least(name, getattr(options, name))
+    check_device(options.device)
     settings = []
     for blocks in numbers("--blocks", options.blocks):
         for m in numbers("--microbatches", options.microbatches):
@@ -104,16 +102,6 @@ def _settings(options: argparse.Namespace) -> list[Settings]:
                 )
             )
     return settings
-
-
-def numbers(option: str, text: str) -> list[int]:
-    try:
-        numbers = [int(part) for part in text.split(",")]
-    except ValueError:
-        raise ValueError(f"{option} is a list of numbers such as 1,2,4, got {text!r}") from None
-    if any(number < 1 for number in numbers):
-        raise ValueError(f"{option} must be at least 1 each, got {text!r}")
-    return numbers
 
 
 def _entries(options: argparse.Namespace) -> tuple[Entry, ...]:

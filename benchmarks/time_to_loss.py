@@ -38,9 +38,9 @@ from benchmarks.loss_rows import LossRow
 from benchmarks.loss_simulated import simulate
 from benchmarks.loss_table import markdown, print_tables
 from benchmarks.loss_training import Task
+from benchmarks.options import DTYPES, check_device, check_least, dtype_of, numbers
 from benchmarks.ranks import run_ranks
 from benchmarks.rows import read_objects, read_rows_of, write_rows
-from benchmarks.throughput import DTYPES, numbers
 from benchmarks.workload import HEAD_WIDTH, Workload
 from dnipipe.data import stdlib_sources
 from dnipipe.data.sources import find_files
@@ -135,13 +135,12 @@ def _add_runs(parser: argparse.ArgumentParser) -> None:
 def _check_sizes(options: argparse.Namespace) -> None:
     """Raises: ValueError: it names the option."""
     for name in ("stages", "blocks", "seq_len", "batch_size", "steps", "microbatches", "eval_sequences"):
-        _check_least(name, getattr(options, name), 1)
+        check_least(name, getattr(options, name), 1)
     for name, least in (("unlock_after_steps", 0), ("search_steps", 1), ("eval_every", 1)):
-        _check_least(name, getattr(options, name), least)
+        check_least(name, getattr(options, name), least)
     if options.width < 1 or options.width % HEAD_WIDTH:
         raise ValueError(f"--width must be a multiple of {HEAD_WIDTH}, got {options.width}")
-    if options.device == "cuda" and not torch.cuda.device_count():
-        raise ValueError("--device cuda: torch sees no GPU; run with --device cpu")
+    check_device(options.device)
 
 
 def _settings(options: argparse.Namespace, command: str) -> Settings:
@@ -151,7 +150,7 @@ def _settings(options: argparse.Namespace, command: str) -> Settings:
     for m in (options.microbatches, *own):
         if options.batch_size % m:
             raise ValueError(f"--batch-size {options.batch_size} is no multiple of {m} microbatches")
-    dtype = DTYPES[options.dtype or ("bfloat16" if options.device == "cuda" else "float32")]
+    dtype = dtype_of(options.dtype, options.device)
     sizes = (options.stages, options.blocks, options.width, options.seq_len, VOCAB_SIZE, options.batch_size)
     task = Task(
         Workload(*sizes, dtype),
@@ -185,11 +184,6 @@ def _search_steps(options: argparse.Namespace) -> int | None:
     """None: whole runs, which then are those of equal steps."""
     steps: int = options.search_steps or max(1, options.steps // 4)
     return steps if steps != options.steps else None
-
-
-def _check_least(name: str, value: int | None, least: int) -> None:
-    if value is not None and value < least:
-        raise ValueError(f"--{name.replace('_', '-')} must be at least {least}, got {value}")
 
 
 def _names(option: str, text: str, known: Sequence[str]) -> list[str]:
