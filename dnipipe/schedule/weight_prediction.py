@@ -58,16 +58,14 @@ class WeightPrediction:
         self._made = {late: self._foretold(late, values) for late in lates} if knows else {}
         if values.keys() != self._before.keys():
             self._before = {parameter: value.clone() for parameter, value in values.items()}
-        for parameter, value in values.items():
-            self._before[parameter].copy_(value)
+        if values:
+            torch._foreach_copy_([self._before[parameter] for parameter in values], list(values.values()))
 
     def _foretold(self, late: int, values: dict[nn.Parameter, Tensor]) -> OldWeights:
-        # one pass: beyond its end, a line from the weights before to the present ones
-        ahead = [
-            torch.lerp(self._before[parameter], now, 1.0 + late).to(parameter.dtype)
-            for parameter, now in values.items()
-        ]
-        return OldWeights(self._module, ahead)
+        # one pass, few launches: beyond its end, a line from the weights before to the present ones
+        before = [self._before[parameter] for parameter in values]
+        ahead = torch._foreach_lerp(before, list(values.values()), 1.0 + late) if values else []
+        return OldWeights(self._module, [each.to(p.dtype) for p, each in zip(values, ahead, strict=True)])
 
     def end_update(self) -> None:
         """Call it before each update, when its gradients are complete."""
