@@ -32,15 +32,12 @@ def measure_memory(contestant: Contestant, of_others: int) -> tuple[list[int] | 
     for _ in range(WARM_UP_STEPS):
         contestant.step()
     contestant.settle()
-    own = _on_gpu(contestant, of_others) if contestant.parts.device.type == "cuda" else _uncounted(contestant)
-    ranks = of_all(own)
-    return (None, None) if None in ranks else ([peak for peak, _ in ranks], ranks[0][1])
-
-
-def _uncounted(contestant: Contestant) -> None:
-    """On a CPU: the step nevertheless, in which microbatches in flight are counted."""
-    contestant.step()
-    contestant.settle()
+    if contestant.parts.device.type != "cuda":
+        contestant.step()  # nevertheless: microbatches in flight are counted in it
+        contestant.settle()
+        return None, None
+    ranks = of_all(_on_gpu(contestant, of_others))
+    return [peak for peak, _ in ranks], ranks[0][1]
 
 
 def _on_gpu(contestant: Contestant, of_others: int) -> tuple[int, int]:
