@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.distributed.pipelining import PipelineStage
 from torch.distributed.pipelining.schedules import PipelineScheduleMulti, get_schedule_class
 
+from benchmarks.failures import work_of
 from benchmarks.workload import Workload, make_optimizer, token_loss
 from dnipipe import ScheduleDNI
 from dnipipe.observe.chunks import Held, watch_chunks
@@ -61,11 +62,15 @@ class Parts:
         self.optimizer = make_optimizer(self.modules, device)
 
     @property
+    def parameters(self) -> list[nn.Parameter]:
+        """Of all its stages."""
+        return [each for module in self.modules for each in module.parameters()]
+
+    @property
     def num_bytes(self) -> int:
         """Of parameters and optimizer states."""
-        parameters = [each for module in self.modules for each in module.parameters()]
         states = [each for state in self.optimizer.state.values() for each in state.values()]
-        return sum(each.nbytes for each in [*parameters, *states] if isinstance(each, Tensor))
+        return sum(each.nbytes for each in [*self.parameters, *states] if isinstance(each, Tensor))
 
     def update(self) -> None:
         self.optimizer.step()
@@ -90,7 +95,7 @@ class Contestant:
     """
 
     def __init__(self, entry: Entry, workload: Workload, parts: Parts, num_microbatches: int, post_ahead: bool) -> None:
-        self.entry, self.parts, device = entry, parts, parts.device
+        self.entry, self.parts, self.num_microbatches, device = entry, parts, num_microbatches, parts.device
         rank = dist.get_rank()
         stages = [
             PipelineStage(module, index, parts.num_chunks, device)
@@ -109,16 +114,19 @@ class Contestant:
         self._kwargs: dict[str, Any] = {"target": tokens} if needs_target else {}
 
     def step(self) -> None:
-        self.schedule.step(*self._args, **self._kwargs, return_outputs=False)
-        with self.trace.span("optimizer"):
-            self.parts.update()
+        """Raises: ContestantError: it failed."""
+        with work_of(self.entry.title):
+            self.schedule.step(*self._args, **self._kwargs, return_outputs=False)
+            with self.trace.span("optimizer"):
+                self.parts.update()
 
     def settle(self) -> None:
-        """Nothing of this schedule is left on the device or on the wire."""
-        if isinstance(self.schedule, ScheduleDNI):
-            self.schedule.flush()
-        if self.parts.device.type == "cuda":
-            torch.cuda.synchronize(self.parts.device)
+        """Nothing of this schedule is left on the device or on the wire. Raises: ContestantError: it failed."""
+        with work_of(self.entry.title):
+            if isinstance(self.schedule, ScheduleDNI):
+                self.schedule.flush()
+            if self.parts.device.type == "cuda":
+                torch.cuda.synchronize(self.parts.device)
 
 
 def make_schedule(
