@@ -16,12 +16,10 @@ from torch.distributed.pipelining.schedules import get_schedule_class
 from benchmarks import throughput
 from benchmarks.bound import bound
 from benchmarks.compete import compete
-from benchmarks.contestants import Contestant, Entry, Parts, chunks_of
+from benchmarks.contestants import Contestant, chunks_of
 from benchmarks.failures import work_of
 from benchmarks.measured import Settings
-from benchmarks.memory import copies_bytes
 from benchmarks.rows import Row, read_rows
-from benchmarks.workload import Workload
 from launch.gpt import byte_gpt
 from tests.ranks import run_ranks
 
@@ -177,26 +175,6 @@ def test_a_config_of_another_model_is_refused(
     (tmp_path / "a.yaml").write_text(text)
     assert throughput.main(["--config", str(tmp_path / "a.yaml"), "--json", str(tmp_path / "x.json")]) == 2
     assert message in capsys.readouterr().err
-
-
-def _copies(rank: int, world: int, m: int) -> tuple[int, int]:
-    """Bytes of old weights that a stage under `stale` keeps after some steps, and those of its weights."""
-    workload = Workload(world, 1, 64, 8, 16, 1, torch.float32)
-    parts = Parts(workload, [rank], world, torch.device("cpu"))
-    contestant = Contestant(Entry("DNI", None, "group", "stale"), workload, parts, m, post_ahead=False)
-    for _ in range(4):
-        contestant.step()
-    found = copies_bytes(contestant)
-    contestant.settle()
-    return found, sum(each.nbytes for each in parts.parameters)
-
-
-def test_copies_of_weights_are_counted() -> None:
-    # at 1 microbatch each of the 2 graphs that the first of 3 stages holds goes by other weights
-    (first, own), (second, own_2), (last, _) = run_ranks(3, _copies, 1)
-    assert (first, second, last) == (2 * own, own_2, 0)
-    (first, own), _, _ = run_ranks(3, _copies, 4)
-    assert first == own
 
 
 def _faster_than_dni(path: Path) -> list[str]:
