@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import sys
 import time
 from collections.abc import Sequence
@@ -48,6 +49,8 @@ def compete(rank: int, device: torch.device, all_settings: Sequence[Settings], u
             competition.run(settings)
         except ContestantError as error:
             note_failure(error, settings.num_microbatches, rank, settings.rows.parent)
+            if device.type == "cuda":
+                os._exit(1)  # at once: NCCL would wait for neighbours that wait for this rank
             raise
         gc.collect()  # stages and schedules hold each other
         pace_s = (time.time() - start_s) / slots
@@ -104,12 +107,11 @@ class Competition:
                 parts = self._cut(entry.schedule, workload)
                 of_others = allocated(self.device) - parts.num_bytes
                 contestant = Contestant(entry, workload, parts, m, settings.post_ahead)
-        except ValueError as error:
+                seen.peak_bytes, seen.activation_bytes = measure_memory(contestant, of_others)
+                seen.transfer_ms = self._transfer_ms(workload, entry.transport or "group")
+        except ValueError as error:  # on all ranks alike, before anything is sent
             seen.refused = str(error).splitlines()[0]
             return None
-        with work_of(entry.title):
-            seen.peak_bytes, seen.activation_bytes = measure_memory(contestant, of_others)
-            seen.transfer_ms = self._transfer_ms(workload, entry.transport or "group")
         if entry.policy not in LATE:  # whose graphs are taken out of torch's hands, where they are counted
             seen.in_flight = largest(contestant.held.peak)
         seen.bound = 1.0

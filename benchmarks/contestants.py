@@ -19,6 +19,7 @@ from dnipipe.observe.chunks import Held, watch_chunks
 from dnipipe.observe.trace import Trace
 
 TORCH_SCHEDULES = ("GPipe", "1F1B", "Interleaved1F1B", "InterleavedZeroBubble", "ZBVZeroBubble")
+TIMEOUT_S = 60.0  # for a neighbour
 INTERFACES = ("linear", "local_head", "transformer")
 
 
@@ -102,8 +103,8 @@ class Contestant:
             for module, index in zip(parts.modules, parts.indices, strict=True)
         ]
         self.trace = Trace(rank, rank, device, enabled=False)
-        ahead = {"post_ahead": True if post_ahead else None} if entry.schedule == "DNI" else {}
-        self.schedule = make_schedule(entry, stages, workload, num_microbatches, self.trace, **ahead)
+        of_dni: dict[str, Any] = {"post_ahead": True if post_ahead else None, "timeout_s": TIMEOUT_S}
+        self.schedule = make_schedule(entry, stages, workload, num_microbatches, self.trace, **of_dni)
         # our own schedule records its spans itself
         quiet = Trace(rank, rank, device, enabled=False)
         self.held: Held = watch_chunks(stages, quiet if entry.schedule == "DNI" else self.trace)
@@ -134,7 +135,7 @@ def make_schedule(
 ) -> Any:
     """A schedule on this rank. Every rank must call it.
 
-    Args:   stages: this rank's. of_dni: further arguments of ScheduleDNI.
+    Args:   stages: this rank's. of_dni: further arguments of ScheduleDNI; nothing to torch's schedules.
     Raises: ValueError: the schedule cannot be for so many microbatches or stages.
     """
     if entry.schedule == "DNI":

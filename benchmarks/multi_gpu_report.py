@@ -24,7 +24,7 @@ from benchmarks.options import numbers
 from benchmarks.rows import Row, read_rows, read_rows_of
 
 NAME = "benchmarks.multi_gpu_report"
-SLACK = 1.05  # measured utilisation by bound: so much may be chance
+SLACK = 1.15  # measured utilisation by bound: a GPU that idles now and then runs at a higher clock
 FAILED = "failed with"
 Kind = TypeVar("Kind")
 

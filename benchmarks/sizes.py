@@ -35,14 +35,13 @@ def sizes_of(path: Path, stages: int) -> dict[str, Any]:
         raise ValueError(
             f"--config {path}: {model['depth']} blocks cannot be spread over {stages} stages: change depth"
         )
-    size, rest = divmod(config.run.batch_size, config.pipeline.num_microbatches)
-    if rest:
-        raise ValueError(f"--config {path}: run.batch_size is no multiple of pipeline.num_microbatches: change one")
+    pipeline = config.pipeline
+    num_parts = pipeline.num_replicas * pipeline.accumulate * pipeline.num_microbatches
     return {
         "seq_len": config.data.seq_len,
         "width": model["width"],
         "blocks": str(model["depth"] // stages),
         "vocab_size": model["vocab_size"],
         "dtype": config.model.dtype,
-        "microbatch_size": size,
+        "microbatch_size": config.run.batch_size // num_parts,
     }
