@@ -20,7 +20,7 @@ from benchmarks.measured import TRACED_STEPS, Measured, Settings, interface_ms, 
 from benchmarks.memory import measure_memory
 from benchmarks.reference import Alone, Costs, measure_costs, measure_transfer
 from benchmarks.rounds import Runner, time_in_turns
-from benchmarks.rows import Row, with_ratios, write_rows
+from benchmarks.rows import Row, read_rows, with_ratios, write_rows
 from benchmarks.workload import Workload
 from dnipipe.observe.chunks import waits_between
 from dnipipe.observe.perfetto import write_perfetto
@@ -150,7 +150,8 @@ def _trace(contestant: Contestant) -> list[Span]:
 
 def _keep(rows: list[Row], measured: dict[Entry, Measured], settings: Settings) -> None:
     """Writes the rows first: what is drawn after them may be missed."""
-    write_rows(with_ratios(rows), settings.rows)
+    before = read_rows(settings.rows) if settings.rows.exists() else []
+    write_rows([*before, *with_ratios(rows)], settings.rows)
     runs = {entry.title: seen for entry, seen in measured.items() if seen.timing is not None}
     if settings.traces is not None:
         for title, seen in runs.items():

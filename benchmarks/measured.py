@@ -30,8 +30,8 @@ TRACED_STEPS = 2
 class Settings:
     """One workload at one number of microbatches.
 
-    Args: rows: where rank 0 writes them. timeline: its picture, or None. traces: a folder for a Perfetto file of each
-          entry, or None. failed: titles of entries that have failed before, with the reason: they do not run.
+    Args: rows: a file to which rank 0 adds them. timeline: its picture, or None. traces: a folder for a Perfetto file
+          of each entry, or None. failed: titles of entries that have failed before, with the reason: they do not run.
     """
 
     workload: Workload

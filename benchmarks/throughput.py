@@ -27,7 +27,7 @@ from benchmarks.failures import Failure, is_memory, take_failure
 from benchmarks.measured import Settings
 from benchmarks.options import DTYPES, check_device, check_least, dtype_of, numbers
 from benchmarks.ranks import run_ranks
-from benchmarks.rows import Row, read_rows, write_rows
+from benchmarks.rows import Row, read_rows
 from benchmarks.sizes import sizes_of
 from benchmarks.table import markdown, show
 from benchmarks.workload import Workload
@@ -59,11 +59,13 @@ def measure(
 ) -> list[Row]:
     """All rows, written to `path` as they come. Who fails is refused, and the others run again without it.
 
-    Args: limit_s: seconds; what is not begun by then is left out. body: what each rank runs, but for tests compete().
+    Args: settings: each with `path` for its rows. limit_s: seconds; what is not begun by then is left out. body: what
+          each rank runs: compete(), but for tests.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    until_s, pending, rows = time.time() + limit_s, list(settings), list[Row]()
-    take_failure(path.parent)  # of a run before
+    until_s, pending = time.time() + limit_s, list(settings)
+    path.unlink(missing_ok=True)  # of a run before, as is what failed then
+    take_failure(path.parent)
     while pending and time.time() < until_s:
         model = pending[0].workload.blocks_per_stage
         at_once = [each for each in pending if each.workload.blocks_per_stage == model]
@@ -75,22 +77,23 @@ def measure(
             if failure is None:
                 raise
             print(f"{failure.title}, M = {failure.microbatches}: {failure.reason}", file=sys.stderr, flush=True)
-        done = [each for each in at_once if each.rows.exists()]
-        for each in done:
-            rows += read_rows(each.rows)
-            each.rows.unlink()
-        write_rows(rows, path)
         if failure is None:
             pending = [each for each in pending if each not in at_once]
         else:
-            pending = [_without(each, failure) for each in pending if each not in done]
-    return rows
+            done = {(row.blocks_per_stage, row.microbatches) for row in _rows(path)}
+            left = [each for each in pending if (each.workload.blocks_per_stage, each.num_microbatches) not in done]
+            pending = [_without(each, failure) for each in left]
+    return _rows(path)
+
+
+def _rows(path: Path) -> list[Row]:
+    return read_rows(path) if path.exists() else []
 
 
 def _without(settings: Settings, failure: Failure) -> Settings:
     """At as many microbatches it failed; where memory was short, it is so with more, too."""
-    same, more = settings.num_microbatches - failure.microbatches == 0, settings.num_microbatches > failure.microbatches
-    if not same and not (more and is_memory(failure.reason)):
+    more = settings.num_microbatches > failure.microbatches
+    if settings.num_microbatches != failure.microbatches and not (more and is_memory(failure.reason)):
         return settings
     return replace(settings, failed=(*settings.failed, (failure.title, failure.reason)))
 
@@ -164,7 +167,7 @@ def _settings(options: argparse.Namespace) -> list[Settings]:
                     rounds=options.rounds,
                     steps=options.steps,
                     post_ahead=options.post_ahead,
-                    rows=options.json.with_name(f"{stem}.part.json"),
+                    rows=options.json,
                     timeline=options.json.with_name(f"{stem}.png"),
                     traces=options.traces if m == traced else None,
                 )

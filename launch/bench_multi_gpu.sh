@@ -55,7 +55,8 @@ if [[ $what == throughput ]]; then
     only=GPipe,1F1B,Interleaved1F1B,ZBVZeroBubble
     if [[ $DEVICE == cuda ]]; then
         only+=,DNI:linear,DNI:local_head,DNI:stale,DNI:linear:direct,DNI:local_head:direct,DNI:stale:direct
-        sizes=(--config launch/configs/gpt_1b.yaml --rounds 3 --steps 3)
+        # of two stages each has twice the work of one of four
+        sizes=(--config launch/configs/gpt_1b.yaml --rounds 3 --steps $((n == 2 ? 2 : 3)))
         links=(--activation-bytes $((4 * 1024 * 2048 * 2)))
     else
         counts=1,4
