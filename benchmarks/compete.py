@@ -29,6 +29,7 @@ from dnipipe.observe.trace import Span
 from dnipipe.schedule.policy import LATE
 
 ALONE = "alone"
+TRACE_WARM_UPS = 3  # until a pipeline that never flushes is as full as it gets, and its ranks are in step
 
 
 def compete(rank: int, device: torch.device, all_settings: Sequence[Settings], until_s: float) -> None:
@@ -62,7 +63,7 @@ class Competition:
     def __init__(self, device: torch.device) -> None:
         self.device = device
         self._parts: dict[tuple[int, ...], Parts] = {}
-        self._transfers: dict[tuple[int, str], float] = {}
+        self._transfers: dict[tuple[int, str | None], float] = {}
 
     def run(self, settings: Settings) -> None:
         """Measures all entries; rank 0 writes their rows and draws what they did. Raises: ContestantError."""
@@ -108,7 +109,7 @@ class Competition:
                 of_others = allocated(self.device) - parts.num_bytes
                 contestant = Contestant(entry, workload, parts, m, settings.post_ahead)
                 seen.peak_bytes, seen.activation_bytes = measure_memory(contestant, of_others)
-                seen.transfer_ms = self._transfer_ms(workload, entry.transport or "group")
+                seen.transfer_ms = self._transfer_ms(workload, entry.transport)
         except ValueError as error:  # on all ranks alike, before anything is sent
             seen.refused = str(error).splitlines()[0]
             return None
@@ -119,7 +120,7 @@ class Competition:
             seen.bound = bound(contestant.schedule, workload.stages, m, costs.forward_ms, costs.backward_ms)
         return contestant
 
-    def _transfer_ms(self, workload: Workload, transport: str) -> float:
+    def _transfer_ms(self, workload: Workload, transport: str | None) -> float:
         key = (workload.microbatch_size, transport)
         if key not in self._transfers:
             self._transfers[key] = measure_transfer(activation_like(workload, self.device), transport)
@@ -136,7 +137,8 @@ def _warm_up(alone: Alone, steps: int) -> Costs:
 def _trace(contestant: Contestant) -> list[Span]:
     """What all ranks do in some steps, on rank 0."""
     dist.barrier()
-    contestant.step()
+    for _ in range(TRACE_WARM_UPS):
+        contestant.step()
     contestant.trace.enabled = True
     for _ in range(TRACED_STEPS):
         contestant.step()

@@ -67,7 +67,7 @@ def facts(device: torch.device | str) -> dict[str, Any]:
         "cuda": torch.version.cuda,
         "nccl": ".".join(map(str, torch.cuda.nccl.version())) if on_gpu else None,
         "nccl_settings": {name: value for name, value in sorted(os.environ.items()) if name.startswith("NCCL_")},
-        "driver": _nvidia_smi("--query-gpu=driver_version", "--format=csv,noheader") if on_gpu else None,
+        "driver": _nvidia_smi("--query-gpu=driver_version", "--format=csv,noheader", "--id=0") if on_gpu else None,
         "topology": _nvidia_smi("topo", "-m") if on_gpu else None,
         "cpus": os.cpu_count(),
         "commit": commit(),

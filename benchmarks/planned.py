@@ -82,19 +82,22 @@ def markdown(rows: Sequence[Row]) -> str:
 
 
 def draw_points(rows: Sequence[Row], path: Path) -> None:
-    """Draws measured over planned utilisation as a PNG; what is on the line came as planned."""
-    figure = Figure(figsize=(5.5, 5.5), layout="constrained")
+    """Draws utilisation over the number of microbatches as a PNG: dots as measured, circles on lines as planned."""
+    figure = Figure(figsize=(8, 4.5), layout="constrained")
     axes = figure.subplots()
-    axes.plot([0, 1.05], [0, 1.05], color="#bbbbbb", linewidth=1)
-    for alike in grouped(points(rows), lambda point: point.row.label):
+    found = sorted(points(rows), key=lambda point: point.row.microbatches)
+    counts = sorted({point.row.microbatches for point in found})
+    for number, alike in enumerate(grouped(found, lambda point: point.row.label)):
+        # side by side, for many of them are as high
+        at = [counts.index(point.row.microbatches) + 0.07 * number for point in alike]
         measured = [point.row.utilisation or 0.0 for point in alike]
         planned = [point.utilisation for point in alike]
-        axes.scatter(planned, measured, s=28, label=alike[0].row.label)
-        for x, y, point in zip(planned, measured, alike, strict=True):
-            axes.annotate(f"{point.row.microbatches}", (x, y), (4, 3), textcoords="offset points", fontsize=7)
-    axes.set_xlabel("utilisation as planned")
-    axes.set_ylabel("utilisation as measured (numbers: M)")
-    axes.set_xlim(0, 1.05)
+        color = f"C{number}"
+        axes.plot(at, planned, "o-", color=color, markerfacecolor="white", linewidth=0.8, markersize=5)
+        axes.plot(at, measured, "o", color=color, markersize=6, label=alike[0].row.label)
+    axes.set_xticks(range(len(counts)), [f"M = {count}" for count in counts])
+    axes.set_ylabel("utilisation: measured \u25cf, planned \u25cb")
     axes.set_ylim(0, 1.05)
-    axes.legend(fontsize=8, frameon=False, loc="upper left")
-    figure.savefig(path, format="png")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(fontsize=8, frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
+    figure.savefig(path, format="png", dpi=150)

@@ -77,14 +77,16 @@ def measure_costs(alone: Alone, steps: int) -> Costs:
     return Costs(dearest["forward"] / m, dearest["backward"] / m, dearest["optimizer"])
 
 
-def measure_transfer(activation: Tensor, transport: str, *, repeats: int = 20) -> float:
+def measure_transfer(activation: Tensor, transport: str | None, *, repeats: int = 20) -> float:
     """Milliseconds that an activation takes to the next stage, over all boundaries at once, with nothing beside it.
 
-    Args: transport: "direct", or "group".
+    Args: transport: of DNI, "direct" or "group"; None: as torch's schedules send.
     """
     rank, num_ranks = dist.get_rank(), dist.get_world_size()
     if num_ranks == 1:
         return 0.0
+    if transport is None:
+        return _torch_transfer(activation, repeats)
     sides = [(boundary, boundary.peer > rank) for boundary in neighbours(activation.device, transport, repeats + 1)]
     received = [torch.empty_like(activation) for _ in sides]
     dist.barrier()
@@ -102,6 +104,27 @@ def measure_transfer(activation: Tensor, transport: str, *, repeats: int = 20) -
         for boundary, _ in sides:
             boundary.confirm()
     return float(max(of_all((time.perf_counter() - start_s) / repeats))) * 1e3
+
+
+def _torch_transfer(activation: Tensor, repeats: int) -> float:
+    rank, last, received = dist.get_rank(), dist.get_world_size() - 1, torch.empty_like(activation)
+    operations = [dist.P2POp(dist.isend, activation, rank + 1)] if rank < last else []
+    operations += [dist.P2POp(dist.irecv, received, rank - 1)] if rank > 0 else []
+    dist.barrier()
+    start_s = 0.0
+    for repeat in range(repeats + 1):
+        if repeat == 1:
+            _synchronize(activation.device)
+            start_s = time.perf_counter()
+        for work in dist.batch_isend_irecv(operations):
+            work.wait()
+    _synchronize(activation.device)
+    return float(max(of_all((time.perf_counter() - start_s) / repeats))) * 1e3
+
+
+def _synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 def neighbours(device: torch.device, transport: str, depth: int) -> list[Boundary]:
