@@ -25,7 +25,8 @@ class SyntheticInput(Regressed):
 
     Args:    module: called as module(x, label), x as the net gets it; returns the activation's shape; its parameters
              become float32. activation: of one microbatch. normalise: as in Regressed.
-    Shapes:  any x, any label -> that of the activation, whose first axis may be of any length.
+    Shapes:  any x, any label -> that of the activation. The first axis may be of any length, and for token ids (B, T)
+             the second one, too.
     """
 
     def __init__(self, module: nn.Module, activation: TensorMeta, *, normalise: bool = True) -> None:
@@ -42,19 +43,24 @@ class SyntheticInput(Regressed):
 
         Raises:  ValueError: it has another shape than the activation.
         """
-        if tuple(gradient.shape) != (h.shape[0], *self.shape):
+        if tuple(gradient.shape) != self._due(h):
             raise ValueError(
                 f"synthetic input {type(self.module).__name__} returned shape {tuple(gradient.shape)} for an input of "
-                f"shape {tuple(h.shape)}: it must have the activation's, {(h.shape[0], *self.shape)}"
+                f"shape {tuple(h.shape)}: it must have the activation's, {self._due(h)}"
             )
         return gradient.detach().to(self.dtype).contiguous()
 
     def _check_target(self, true_grad: Tensor, h: Tensor) -> None:
-        if tuple(true_grad.shape) != (h.shape[0], *self.shape):
+        if tuple(true_grad.shape) != self._due(h):
             raise ValueError(
                 f"the activation has shape {tuple(true_grad.shape)} for an input of shape {tuple(h.shape)}, "
-                f"{(h.shape[0], *self.shape)} was due: build another synthetic input where shapes change"
+                f"{self._due(h)} was due: build another synthetic input where shapes change"
             )
+
+    def _due(self, x: Tensor) -> tuple[int, ...]:
+        """The shape of the activation."""
+        tokens = is_integer(x.dtype) and len(self.shape) == 2
+        return (*x.shape[:2], *self.shape[1:]) if tokens else (x.shape[0], *self.shape)
 
     def _predict(self, h: Tensor, label: Tensor | None) -> Tensor:
         low = self.dtype in HALF

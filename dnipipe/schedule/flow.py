@@ -110,8 +110,8 @@ class Flow:
         """Within, the stage's module has the weights that a forward shall use."""
         return nullcontext()
 
-    def receive(self) -> list[Tensor]:
-        """The next activation (and its label, last, where labels are relayed)."""
+    def receive(self, net_input: Tensor | None = None) -> list[Tensor]:
+        """The next activation (and its label, last, where labels are relayed). net_input: see UnlockedFlow."""
         assert self.up is not None, "the first stage receives nothing"
         with self._span("wait", self._forwarded):
             return self.up.receive(self._forwarded)
