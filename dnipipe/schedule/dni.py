@@ -290,8 +290,7 @@ class ScheduleDNI(PipelineScheduleSingle):
     def metrics(self) -> dict[str, float | int | str]:
         """step, policy, loss (the newest true mean loss of a step known here; nan before the first) and its loss_step,
         cosine and r2 of this stage's predictors, in_flight (microbatches whose true gradient is outstanding), wait_s
-        (seconds waited for neighbours), early_starts (so far) and input_r2 (of synthetic inputs). Waits for the device.
-        """
+        (seconds waited for neighbours), early_starts and input_r2 (of synthetic inputs). Waits for the device."""
         return dict(NOT_STARTED) if self._flow is None else self._flow.metrics()
 
     def dump_state(self) -> str:
