@@ -212,7 +212,7 @@ class ScheduleDNI(PipelineScheduleSingle):
             label: Tensor | None = received.pop()
         else:
             label = self._preparation.label(batch, microbatch)
-        with self.trace.span("forward", microbatch=microbatch), flow.forward_weights():
+        with self.trace.span(flow.forward_span, microbatch=microbatch), flow.forward_weights():
             output, outputs = torch_names.forward(
                 stage, microbatch, received, batch.args[microbatch], batch.kwargs[microbatch], save=batch.save_outputs
             )

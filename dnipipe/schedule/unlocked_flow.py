@@ -49,6 +49,7 @@ class UnlockedFlow(Flow):
         microbatch = self._forwarded
         # a copy: it is still needed when the caller may have reused the memory
         self._inputs.append(_Input(microbatch, net_input.detach().clone()))
+        self.forward_span = "forward"
         if self.waits:
             received = super().receive()
             self._learn_inputs(microbatch)
@@ -58,7 +59,8 @@ class UnlockedFlow(Flow):
         if not self._is_late(start):
             return super().receive()
         self.early_starts.append(start)
-        with self._span("synthesise", microbatch):
+        self.forward_span = "early forward"
+        with self._span("predict", microbatch):
             return self._synthetic(net_input)
 
     def _synthetic(self, net_input: Tensor) -> list[Tensor]:
