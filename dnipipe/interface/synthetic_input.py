@@ -73,12 +73,20 @@ class FromRows(nn.Module):
     """num_hidden ReLU layers and a last layer that starts at zero, over all of a row.
 
     Args:    features: of a row, all its axes together. shape: of the activation of a row. num_classes: 0 ignores the
-             label. width: of the hidden layers; None = min(1024, max(64, 2 * D)), D the size of `shape`.
+             label. width: of the hidden layers; None = min(1024, max(64, 2 * D)), D the size of `shape`. batch_norm:
+             normalise the hidden layers by the statistics of the microbatch; needs B > 1.
     Shapes:  x (B, ...) of any dtype, label (B,) -> (B, *shape).
     """
 
     def __init__(
-        self, features: int, shape: tuple[int, ...], num_classes: int = 0, *, num_hidden: int = 1, width: int | None
+        self,
+        features: int,
+        shape: tuple[int, ...],
+        num_classes: int = 0,
+        *,
+        num_hidden: int = 1,
+        width: int | None = None,
+        batch_norm: bool = False,
     ) -> None:
         super().__init__()
         check_num_hidden("a synthetic input", num_hidden)
@@ -87,6 +95,8 @@ class FromRows(nn.Module):
         self.first = ConditionedLinear(features, sizes[0], num_classes, name="a synthetic input")
         self.rest = nn.Sequential()
         for size, next_size in zip(sizes, sizes[1:], strict=False):
+            if batch_norm:
+                self.rest.append(nn.BatchNorm1d(size, track_running_stats=False))
             self.rest.extend([nn.ReLU(), nn.Linear(size, next_size)])
         start_at_zero(self.rest[-1] if num_hidden else self.first)
 
