@@ -6,6 +6,7 @@ import copy
 import itertools
 import random
 import time
+from dataclasses import replace
 
 import pytest
 import torch
@@ -32,10 +33,10 @@ def _cases(world: int) -> list[UnlockedCase]:
     for m, (window, share), lag in itertools.product((1, 2, 4), ((1, 0.5), (3, 0.3), (9, 1.0)), (1, 2)):
         kind, interface, labels = next(kinds)
         late = _pattern(world, m, STEPS + 2, share, seed=len(cases))
+        options = {"post_ahead": False} if len(cases) % 4 == 0 else {}  # as over NCCL
         # AdamW: with SGD some of these diverge, and nan equals nothing
-        cases.append(
-            UnlockedCase(kind, interface, m, lag=lag, labels=labels, optimizer="adamw", window=window, late=late)
-        )
+        case = UnlockedCase(kind, interface, m, lag=lag, labels=labels, optimizer="adamw", options=options)
+        cases.append(replace(case, window=window, late=late))
     return cases
 
 
