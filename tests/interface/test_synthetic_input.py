@@ -61,6 +61,10 @@ def adam(parameters: object) -> torch.optim.Optimizer:
     return torch.optim.Adam(parameters, lr=0.02)  # type: ignore[arg-type]
 
 
+def sgd(parameters: object) -> torch.optim.Optimizer:
+    return torch.optim.SGD(parameters, lr=0.02)  # type: ignore[arg-type]
+
+
 @every_layout
 def test_it_learns_what_the_input_and_the_label_tell_of_the_activation(layout: str) -> None:
     learner = Learner([build(layout)], adam)
@@ -89,11 +93,11 @@ def test_the_answer_has_the_form_of_the_activation_and_not_of_the_input(layout: 
 
 @pytest.mark.parametrize("normalise", [True, False])
 def test_a_step_is_that_of_the_squared_error_of_the_scaled_activation(normalise: bool) -> None:
-    """Against the loss written down, and torch's autograd and Adam."""
+    """Against the loss written down, torch's autograd, and SGD, which sees its size."""
     torch.manual_seed(0)
     model = SyntheticInput(_Affine(), TensorMeta((B, 3), torch.float32), normalise=normalise)
     own = copy.deepcopy(model.module)
-    optimizer, learner, rms = adam(own.parameters()), Learner([model], adam), None
+    optimizer, learner, rms = sgd(own.parameters()), Learner([model], sgd), None
     for step in range(4):
         random = torch.Generator().manual_seed(step)
         x, activation = torch.randn(B, 5, generator=random), 7 * torch.randn(B, 3, generator=random)

@@ -51,10 +51,14 @@ class UnlockedPipeline(Pipeline):
     def __init__(self, rank: int, world: int, case: UnlockedCase, **options: Any) -> None:
         case.options = {**case.options, "forward_unlocked": case.unlocked()}
         super().__init__(rank, world, case, **options)
+        self._memory = torch.empty(0)
 
     def arguments(self, step: int, length: int = models.T) -> tuple[tuple[Tensor, ...], dict[str, Any]]:
+        """The input in memory that the next step reuses, as a loader's may be."""
         x, _ = models.batch(self.case.kind, step, self.case.rows * self.case.m, length)
-        return (x.to(self.device),), super().arguments(step, length)[1]
+        if self._memory.shape != x.shape:
+            self._memory = torch.empty_like(x, device=self.device)
+        return (self._memory.copy_(x),), super().arguments(step, length)[1]
 
     @property
     def flow(self) -> UnlockedFlow:
