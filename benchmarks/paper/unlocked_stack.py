@@ -71,7 +71,7 @@ class InputModels:
     def __call__(self, x: Tensor) -> Tensor:
         weight, bias, *rest = self.parameters
         if x.ndim == 3:
-            x = x.repeat_interleave(len(weight) // len(x), 0)
+            x = x.unsqueeze(1).expand(-1, len(weight) // len(x), -1, -1).flatten(0, 1)
         out = weight @ x + bias.unsqueeze(-1)
         for gamma, beta, weight, bias in zip(*(rest[number::4] for number in range(4)), strict=True):
             normal = torch.native_layer_norm(out, out.shape[-1:], None, None, EPS)[0]
