@@ -25,6 +25,8 @@ from .stack import Stack
 from .stacked import Adam
 
 EPS = 1e-5  # of nn.BatchNorm1d
+RATE = 3.0
+"""Of the models of the inputs: times the network's learning rate, since they follow layers that move by it."""
 NUM_HIDDEN = 1
 """Of the models of the inputs; ReLU, batch-normalised before it, as wide as the interfaces' hidden layers."""
 
@@ -110,7 +112,7 @@ class UnlockedStack(Stack):
             raise ValueError("synthetic_inputs are for fully connected networks: leave them out for others")
         super().__init__(shape, models, device, dtype)
         like = torch.zeros((), device=device, dtype=dtype)
-        rates = like.new_tensor([model.predictor_rate for model in models])
+        rates = like.new_tensor([RATE * model.learning_rate for model in models])
         self.is_unlocked = torch.tensor([model.synthetic_inputs for model in models], device=device).view(-1, 1, 1)
         of_each = zip(*(build_inputs(shape, model) for model in models), strict=True)
         self.inputs = [InputModels(alike, rates, shape.normalise) for alike in of_each]

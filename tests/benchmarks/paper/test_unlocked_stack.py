@@ -11,7 +11,7 @@ from torch import Tensor
 from benchmarks.paper.models import Model, Shape
 from benchmarks.paper.plain import PlainModel
 from benchmarks.paper.stack import Stack
-from benchmarks.paper.unlocked_stack import UnlockedStack, build_inputs, stack_of
+from benchmarks.paper.unlocked_stack import RATE, UnlockedStack, build_inputs, stack_of
 from dnipipe.interface import Learner
 
 STEPS, BATCH, FEATURES, CLASSES = 6, 16, 12, 5
@@ -26,7 +26,8 @@ class UnlockedPlainModel(PlainModel):
         self.is_unlocked = model.synthetic_inputs
         inputs = [each.to(dtype) for each in build_inputs(shape, model)]
         self.input_learners = [
-            Learner([each], lambda parameters: torch.optim.Adam(parameters, lr=model.predictor_rate)) for each in inputs
+            Learner([each], lambda parameters: torch.optim.Adam(parameters, lr=RATE * model.learning_rate))
+            for each in inputs
         ]
         for each in inputs:
             each.dtype = dtype
