@@ -25,10 +25,8 @@ class UnlockedPlainModel(PlainModel):
         super().__init__(shape, model, dtype)
         self.is_unlocked = model.synthetic_inputs
         inputs = [each.to(dtype) for each in build_inputs(shape, model)]
-        self.input_learners = [
-            Learner([each], lambda parameters: torch.optim.Adam(parameters, lr=RATE * model.learning_rate))
-            for each in inputs
-        ]
+        rate = RATE * model.learning_rate
+        self.input_learners = [Learner([each], lambda own: torch.optim.Adam(own, lr=rate)) for each in inputs]
         for each in inputs:
             each.dtype = dtype
         self._x, self._real = torch.empty(0), [torch.empty(0)]
