@@ -52,6 +52,8 @@ class Model:
         p_update: the chance of each layer, at each step, to go backward and be updated, in random order. Below 1 only
             for dni and cdni at every layer.
         decay: of stale: what the average keeps of itself at each step.
+        synthetic_inputs: layers start from synthetic inputs in training, too (unlocked_stack.py). Only for dni and cdni
+            at every layer.
     Raises:  ValueError: no such method or position; p_update or decay out of range.
     """
 
@@ -62,6 +64,7 @@ class Model:
     position: int | None = None
     p_update: float = 1.0
     decay: float = 0.0
+    synthetic_inputs: bool = False
 
     def __post_init__(self) -> None:
         if self.method not in METHODS:
@@ -72,6 +75,11 @@ class Model:
             raise ValueError(
                 f"p_update = {self.p_update} with {self.method} at position {self.position}: a true gradient is there "
                 f"only if the layer above went backward, so take dni or cdni at every layer"
+            )
+        if self.synthetic_inputs and (METHODS[self.method] != PREDICTED or self.position is not None):
+            raise ValueError(
+                f"synthetic_inputs with {self.method} at position {self.position}: they unlock layers that do not wait "
+                f"for gradients either, so take dni or cdni at every layer"
             )
         if not 0 <= self.decay < 1:
             raise ValueError(f"decay = {self.decay} must be at least 0 and below 1")

@@ -35,9 +35,17 @@ class Recipe:
         return Shape(features, num_classes, layers, self.width, num_hidden, self.predictor_width, self.normalise)
 
     def model(
-        self, method: str, seed: int, *, position: int | None = None, p_update: float = 1.0, decay: float = 0.0
+        self,
+        method: str,
+        seed: int,
+        *,
+        position: int | None = None,
+        p_update: float = 1.0,
+        decay: float = 0.0,
+        synthetic_inputs: bool = False,
     ) -> Model:
-        return Model(method, seed, self.learning_rate, self.predictor_rate, position, p_update, decay)
+        rates = (self.learning_rate, self.predictor_rate)
+        return Model(method, seed, *rates, position, p_update, decay, synthetic_inputs)
 
 
 PAPER = Recipe("paper", 500_000, 5_000, 256, 3e-5, 3e-5, 256, (0, 1, 2), 1024, normalise=False)

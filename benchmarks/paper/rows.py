@@ -17,7 +17,7 @@ class PaperRow:
     Fields:
         experiment: the module that ran it. dataset, model: "mnist", "fcn". layers: L, the output layer among them.
         method, position, p_update, decay: as in models.Model. seed: of weights and of the order of the images.
-        predictor: hidden layers of the interfaces; None: it has none.
+        synthetic_inputs: of models.Model. predictor: hidden layers of the interfaces; None: it has none.
         test_error_percent, held_out_error_percent: after the last step.
         selection: by which rules this predictor depth, or decay, is the one to show for its cell, means over the seeds:
             "best test" (the paper's: lowest test error), "held out" (lowest held-out error), both with a comma, or
@@ -47,13 +47,22 @@ class PaperRow:
     commit: str
     seconds_of_stack: float
     models_of_stack: int
+    synthetic_inputs: bool = False
     selection: str = ""
     curve: list[list[float]] = field(default_factory=list)
 
     @property
     def cell(self) -> tuple[object, ...]:
         """What a table has one figure for; p_update is a matter of single rows."""
-        return self.dataset, self.model, self.layers, self.method, self.position or 0, self.p_update
+        return (
+            self.dataset,
+            self.model,
+            self.layers,
+            self.method,
+            self.position or 0,
+            self.p_update,
+            self.synthetic_inputs,
+        )
 
     @property
     def choice(self) -> tuple[object, ...]:

@@ -17,7 +17,7 @@ from .batches import Batches, Images
 from .models import Model
 from .order import Order
 from .rows import PaperRow, read_rows, selected, write_rows
-from .stack import Stack
+from .unlocked_stack import stack_of
 
 EVALUATED_AT_ONCE = 2_000  # images
 
@@ -59,7 +59,7 @@ class _Run:
         self.order, self.job, self.images = order, job, images
         recipe = order.recipe
         shape = recipe.shape(images.features, images.num_classes, job.layers, job.num_hidden)
-        self.stack = Stack(shape, job.models, order.device)
+        self.stack = stack_of(shape, job.models, order.device)
         self.batches = Batches(images, [model.seed for model in job.models], recipe.batch)
         self.step, self.seconds = 0, 0.0
         self.curves: list[list[list[float]]] = [[] for _ in job.models]
@@ -147,6 +147,7 @@ class _Run:
             commit=commit(),
             seconds_of_stack=self.seconds,
             models_of_stack=len(self.job.models),
+            synthetic_inputs=model.synthetic_inputs,
             curve=curve,
         )
 
@@ -185,11 +186,14 @@ def _checkpoint(order: Order, job: Job) -> Path:
 
 
 def _is_done(order: Order, job: Job, rows: Sequence[PaperRow]) -> bool:
-    have = {(row.layers, row.method, row.position, row.p_update, row.decay, row.seed, row.predictor) for row in rows}
+    have = {
+        (row.layers, row.method, row.position, row.p_update, row.decay, row.seed, row.predictor, row.synthetic_inputs)
+        for row in rows
+    }
     return all(
         (
             job.layers, model.method, model.position, model.p_update, model.decay, model.seed,
-            job.num_hidden if model.method in ("dni", "cdni") else None,
+            job.num_hidden if model.method in ("dni", "cdni") else None, model.synthetic_inputs,
         ) in have
         for model in job.models
     )  # fmt: skip

@@ -1,6 +1,7 @@
 """What crosses between two neighbouring stages, and when. Knows nothing of models."""
 
 from .agree import reduce_within as reduce_within
+from .arrival import comes_true as comes_true
 from .base import Boundary as Boundary
 from .base import BoundaryError as BoundaryError
 from .base import Exchange as Exchange

@@ -6,13 +6,23 @@ A host that does block there, in a copy or an `.item()`, cannot be interrupted w
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.distributed as dist
 
 GIVEN_UP_S = 0.3
 POLL_S = 0.0002
+
+
+def comes_true(condition: Callable[[], bool], within_s: float) -> bool:
+    """Whether it is true, or becomes so within so many seconds."""
+    until = time.perf_counter() + within_s
+    while not condition():
+        if time.perf_counter() >= until:
+            return False
+        time.sleep(POLL_S)
+    return True
 
 
 class Arrival:

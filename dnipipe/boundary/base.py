@@ -65,9 +65,27 @@ class Exchange(ABC):
             self.boundary.wait_s += time.perf_counter() - start
         self._done = True
 
+    def arrived(self, within_s: float = 0.0) -> bool:
+        """Whether what was to be received is there, or never will be, so that `wait` need not wait for it.
+
+        Looks for at most `within_s` seconds, which count as waited. Only where the boundary watched (Boundary.watch)
+        when this was posted. Exchanges arrive in the order in which they were posted.
+        """
+        if self._done or self._failure is not None:
+            return True
+        start = time.perf_counter()
+        try:
+            return self._arrived(within_s)
+        finally:
+            self.boundary.wait_s += time.perf_counter() - start
+
     def confirm(self) -> None:
         """Blocks the host until the GPU has done this exchange, where `wait` did not. Raises: BoundaryError."""
         return
+
+    @abstractmethod
+    def _arrived(self, within_s: float) -> bool:
+        """As `arrived`, before the first wait."""
 
     @abstractmethod
     def _wait(self) -> None:
@@ -100,6 +118,10 @@ class Boundary(ABC):
         Args: send: contiguous tensors, not to be changed before `wait` returns. receive: contiguous tensors that are
               overwritten by what the peer sends. microbatch: only named in errors.
         """
+
+    def watch(self) -> None:
+        """From now on exchanges can tell whether they have arrived."""
+        return
 
     def confirm(self) -> None:
         """Blocks until what was waited for has really taken place, where `wait` did not block the host itself.

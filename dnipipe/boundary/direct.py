@@ -20,6 +20,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from .arrival import comes_true
 from .base import Boundary, BoundaryError, Exchange, reason_of
 from .ipc import HANDLE_BYTES, Place, address_of, copy, place_of
 from .paired import PairedBoundary
@@ -80,6 +81,9 @@ class DirectBoundary(Boundary):
                 f"choose transport='group'"
             ) from error
         self.ready_of_peer, self.taken_of_peer = events[:depth], events[depth:]
+
+    def watch(self) -> None:
+        self.notes.watch()
 
     def _meet(self) -> list[torch.cuda.Event]:
         """Swaps the handles of all events, and tries whether the neighbour's memory can be reached."""
@@ -167,6 +171,14 @@ class _DirectExchange(Exchange):
         boundary.fetched = number + 1
         boundary.bound_host_lead(self)
         self.receive = ()
+
+    def _arrived(self, within_s: float) -> bool:
+        until = time.perf_counter() + within_s
+        if not self.noted.arrived(within_s):
+            return False
+        # the note is sent when the neighbour's host has come so far, the data is there when its GPU has
+        ready = self.boundary.ready_of_peer[self.number % self.boundary.depth]
+        return not self.receive or comes_true(ready.query, until - time.perf_counter())
 
     def confirm(self) -> None:
         assert self.there is not None, "only what was waited for is confirmed"

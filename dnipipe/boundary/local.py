@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import queue
 import time
+from collections import deque
 from collections.abc import Callable, Collection, Sequence
 
 from torch import Tensor
@@ -55,7 +56,8 @@ class LocalBoundary(Boundary):
         super().__init__(rank=side, stage=side, peer=1 - side, peer_stage=1 - side, timeout_s=timeout_s)
         self._outbox, self._inbox = outbox, inbox
         self._delay_s, self._drop, self._swap = delay_s, drop, swap
-        self._posted = 0
+        self._posted = self._taken = 0
+        self._seen: deque[tuple[float, Message]] = deque()  # out of the inbox, and not taken yet
         self._held: list[tuple[float, Message]] = []
 
     def exchange(self, send: Sequence[Tensor], receive: Sequence[Tensor], *, microbatch: int) -> Exchange:
@@ -74,15 +76,29 @@ class LocalBoundary(Boundary):
         """The peer's message `number`. Raises: TimeoutError; RuntimeError if another message comes first."""
         deadline = time.perf_counter() + self.timeout_s
         try:
-            due, (got, tensors) = self._inbox.get(timeout=self.timeout_s)
+            due, (got, tensors) = self._seen.popleft() if self._seen else self._inbox.get(timeout=self.timeout_s)
         except queue.Empty:
             raise TimeoutError("nothing arrived") from None
+        self._taken += 1
         if got != number:
             raise RuntimeError(f"message {got} arrived where message {number} was due")
         time.sleep(max(0.0, min(due, deadline) - time.perf_counter()))
         if due > deadline:
             raise TimeoutError("nothing arrived")
         return tensors
+
+    def sees(self, number: int, within_s: float) -> bool:
+        """Whether message `number` arrives within so many seconds."""
+        until = time.perf_counter() + within_s
+        try:
+            while len(self._seen) <= number - self._taken:
+                left_s = until - time.perf_counter()
+                self._seen.append(self._inbox.get(timeout=left_s) if left_s > 0 else self._inbox.get_nowait())
+        except queue.Empty:
+            return False
+        travels_s = self._seen[number - self._taken][0] - time.perf_counter()
+        time.sleep(min(max(travels_s, 0.0), max(until - time.perf_counter(), 0.0)))
+        return travels_s <= 0 or self._seen[number - self._taken][0] <= time.perf_counter()
 
 
 class _LocalExchange(Exchange):
@@ -91,6 +107,9 @@ class _LocalExchange(Exchange):
     def __init__(self, boundary: LocalBoundary, microbatch: int, number: int, receive: list[Tensor]) -> None:
         super().__init__(boundary, microbatch)
         self._number, self._receive = number, receive
+
+    def _arrived(self, within_s: float) -> bool:
+        return self.boundary.sees(self._number, within_s)
 
     def _wait(self) -> None:
         tensors = self.boundary.take(self._number)

@@ -16,8 +16,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from .arrival import Arrival
+from .arrival import Arrival, comes_true
 from .base import Boundary, BoundaryError, Exchange
+from .bystander import Bystander, Transfer
 
 
 class PairedBoundary(Boundary):
@@ -32,6 +33,10 @@ class PairedBoundary(Boundary):
         super().__init__(rank=rank, stage=stage, peer=peer, peer_stage=peer_stage, timeout_s=timeout_s)
         self.group = group
         self.occupies_gpu = group is not None and dist.get_backend(group) == "nccl"
+        self._bystander: Bystander | None = None
+
+    def watch(self) -> None:
+        self._bystander = self._bystander or Bystander(f"dnipipe boundary {self.stage}-{self.peer_stage}")
 
     def exchange(self, send: Sequence[Tensor], receive: Sequence[Tensor], *, microbatch: int) -> Exchange:
         operations = [dist.P2POp(dist.isend, tensor, self.peer, self.group) for tensor in send]
@@ -43,6 +48,8 @@ class PairedBoundary(Boundary):
             # A peer that has finished its last step may be gone while the last gradients are still offered to it. Only
             # who still needs something from it, and so waits, has been let down.
             exchange.refused = error
+        if self._bystander is not None and exchange.works and not exchange.on_gpu:
+            exchange.transfer, exchange.works = self._bystander.watch(exchange.works), []
         return exchange
 
     @cached_property
@@ -59,15 +66,18 @@ class _PairedExchange(Exchange):
         self.refused: RuntimeError | None = None
         # gloo cancels a send whose Work is dropped, and reads the tensor as late as the peer's receive: keep both.
         self._tensors = tensors
-        self._on_gpu = bool(tensors) and tensors[0].is_cuda
+        self.on_gpu = bool(tensors) and tensors[0].is_cuda
+        self.transfer: Transfer | None = None
         self._arrival: Arrival | None = None
 
     def _wait(self) -> None:
         if self.refused is not None:
             raise self.refused
-        if self._on_gpu:
+        if self.on_gpu:
             self._arrival = self._mark_arrival()
             self.boundary.bound_host_lead(self)
+        elif self.transfer is not None:
+            self.transfer.wait(self.boundary.timeout_s)
         else:
             # gloo blocks until its timeout when a finished Work is waited for again, even to learn that it failed.
             works, self.works = self.works, []
@@ -76,6 +86,14 @@ class _PairedExchange(Exchange):
                 left_s = max(deadline - time.perf_counter(), 0.001)  # 0 would mean no timeout
                 work.wait(timedelta(seconds=left_s))
         self._tensors = []
+
+    def _arrived(self, within_s: float) -> bool:
+        if self.refused is not None:
+            return True
+        if self.on_gpu:
+            return comes_true(lambda: all(work.is_completed() for work in self.works), within_s)
+        assert self.transfer is not None or not self.works, "posted before anybody watched"
+        return self.transfer is None or self.transfer.over.wait(within_s)
 
     def _mark_arrival(self) -> Arrival:
         return Arrival(self.works, self.boundary.side_stream)

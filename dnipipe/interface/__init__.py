@@ -18,4 +18,8 @@ from .local_head import LocalHead as LocalHead
 from .mlp import MLP as MLP
 from .potential import Potential as Potential
 from .scaled import Scaled as Scaled
+from .synthetic_input import SyntheticInput as SyntheticInput
+from .synthetic_input import build_synthetic_input as build_synthetic_input
+from .synthetic_input import check_layout as check_layout
+from .synthetic_input import check_predictable as check_predictable
 from .transformer import Transformer as Transformer

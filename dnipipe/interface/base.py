@@ -104,11 +104,7 @@ class Regressed(Interface):
             return self._synthetic(self._predict(h, label), h)
 
     def learn(self, h: Tensor, label: Tensor | None, true_grad: Tensor) -> Tensor:
-        if true_grad.shape != h.shape:  # the difference would broadcast it
-            raise ValueError(
-                f"true_grad has shape {tuple(true_grad.shape)} for an activation of shape {tuple(h.shape)}: "
-                f"a gradient has the activation's shape"
-            )
+        self._check_target(true_grad, h)
         with torch.enable_grad(), full_precision(h):
             prediction = self._predict(h, label)
             synthetic = self._synthetic(prediction, h)
@@ -128,6 +124,13 @@ class Regressed(Interface):
         self.rms.copy_(torch.where(self.rms > 0, RMS_DECAY * self.rms + (1 - RMS_DECAY) * now, now))
         self.square_sum.zero_()
         self.count.zero_()
+
+    def _check_target(self, true_grad: Tensor, h: Tensor) -> None:
+        if true_grad.shape != h.shape:  # the difference would broadcast it
+            raise ValueError(
+                f"true_grad has shape {tuple(true_grad.shape)} for an activation of shape {tuple(h.shape)}: "
+                f"a gradient has the activation's shape"
+            )
 
     def _predict(self, h: Tensor, label: Tensor | None) -> Tensor:
         with precision_of(h):

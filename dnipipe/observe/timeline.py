@@ -18,6 +18,7 @@ from .trace import Span
 COLOURS: Mapping[str, str] = MappingProxyType(
     {
         "forward": "#56b4e9",
+        "early forward": "#f0e442",
         "backward": "#0072b2",
         "predict": "#e69f00",
         "learn": "#d55e00",

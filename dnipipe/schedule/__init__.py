@@ -2,6 +2,7 @@
 
 from . import torch_names
 from .dni import ScheduleDNI as ScheduleDNI
+from .forward_unlocked import ForwardUnlocked as ForwardUnlocked
 from .tied import TiedWeights as TiedWeights
 
 

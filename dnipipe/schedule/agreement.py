@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from ..interface import TensorMeta, check_interface, choose_interface
 from .choose import resolve
 from .facts import GIVEN, Facts, agree_on_labels, agree_on_num_classes, check_equal
+from .forward_unlocked import check_inputs_known
 from .policy import AUTO, Policy
 
 
@@ -44,7 +45,7 @@ class Agreement:
 
 def agree(facts: Sequence[Facts], stage: int) -> Agreement:
     """The conclusions for `stage` from the facts of all stages in order. Raises: ValueError naming ranks and values."""
-    for name in ("num_microbatches", "policy", "labels", "check_every_steps", "fall_back", "optimizer"):
+    for name in ("num_microbatches", "policy", "labels", "check_every_steps", "fall_back", "optimizer", "unlocked"):
         check_equal({fact.rank: getattr(fact, name) for fact in facts}, name)
     asked = facts[0].policy
     policy, why = _choose(facts) if asked.name == AUTO else (asked, "")
@@ -52,6 +53,7 @@ def agree(facts: Sequence[Facts], stage: int) -> Agreement:
         labels, label = agree_on_labels(facts)
     else:
         labels, label = "none", None
+    _check_unlocked(facts, labels)
     num_classes, told = agree_on_num_classes(facts, label)
     cuts = range(len(facts) - 1)
     chosen = [_interfaces(facts, upper, label, num_classes) if policy.predicts else () for upper in cuts]
@@ -75,6 +77,21 @@ def agree(facts: Sequence[Facts], stage: int) -> Agreement:
         every_rank_has_target=all(fact.has_target for fact in facts),
         summary=_summary(facts, policy, why, labels, num_classes, names),
     )
+
+
+def _check_unlocked(facts: Sequence[Facts], labels: str) -> None:
+    """Raises: ValueError where stages shall start before their input is there, and cannot."""
+    unlocked, lower = facts[0].unlocked, facts[1:]
+    if unlocked is None:
+        return
+    if labels == "relay":
+        raise ValueError(
+            "under forward_unlocked labels do not travel with activations, which may be late: pass target= on every "
+            "rank, or labels='none'"
+        )
+    sent = [[TensorMeta(tuple(shape), dtype) for shape, dtype in fact.outputs] for fact in facts[:-1]]
+    net_inputs, given = ([getattr(fact, name) for fact in lower] for name in ("net_input", "has_input_model"))
+    check_inputs_known([fact.rank for fact in lower], net_inputs, sent, unlocked[2], given)
 
 
 def _choose(facts: Sequence[Facts]) -> tuple[Policy, str]:

@@ -8,6 +8,7 @@ from torch import nn
 
 from ..boundary import TRANSPORTS
 from .choose import check_optimizer
+from .forward_unlocked import ForwardUnlocked, check_unlocked
 from .old_weights import check_possible
 from .policy import Policy
 
@@ -23,6 +24,7 @@ def check_arguments(
     check_every_steps: int,
     timeout_s: float,
     optimizer: str | None,
+    forward_unlocked: ForwardUnlocked | None,
 ) -> None:
     if stage.num_stages != stage.group_size:
         raise ValueError(
@@ -41,6 +43,8 @@ def check_arguments(
         raise ValueError(f"timeout_s must be more than 0 seconds, got {timeout_s}")
     check_optimizer(optimizer)
     policy.check(stage.num_stages)
+    if forward_unlocked is not None:
+        check_unlocked(forward_unlocked, policy, stage.num_stages, n_microbatches)
     if policy.late:
         check_possible(stage.submod, policy.name)
 

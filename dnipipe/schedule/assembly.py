@@ -17,17 +17,28 @@ from ..boundary import (
     choose_transport,
     where_am_i,
 )
-from ..interface import Custom, Interface, Learner, TensorMeta, build_interface
+from ..interface import (
+    Custom,
+    Interface,
+    Learner,
+    SyntheticInput,
+    TensorMeta,
+    build_interface,
+    build_synthetic_input,
+)
 from ..observe.trace import Trace
 from . import torch_names
 from .agreement import Agreement, agree
 from .announce import Announcer
+from .early_inputs import EarlyUpward
 from .facts import GIVEN, Facts
 from .flow import Flow
+from .forward_unlocked import ForwardUnlocked
 from .late import LateFlow
 from .ledger import Downward, Upward
 from .policy import Policy
 from .replicas import averager, start_alike
+from .unlocked_flow import UnlockedFlow
 from .weight_prediction import Masters
 
 InterfaceChoice = str | nn.Module | Sequence[str | nn.Module] | None
@@ -56,12 +67,13 @@ def open_flow(
     announces: bool = False,
     holds_graphs: bool = False,
     masters: Masters | None = None,
+    unlocked: ForwardUnlocked | None = None,
 ) -> Flow:
     """The flow of a stage with its two boundaries. Every rank of the pipeline must call it at the same time.
 
     Args: announces: whether shapes may differ from one microbatch to the next; needs policy.post_ahead False, and a
           transport other than "direct". holds_graphs: whether the engine can leave graphs to the flow (LateFlow.hold).
-          masters: as of LateFlow.
+          masters: as of LateFlow. unlocked: of UnlockedFlow, which holds no graphs.
     """
     here, device = stage.stage_index, torch.device(stage.device)
     of_group = dist.get_process_group_ranks(stage.group or dist.group.WORLD)
@@ -71,7 +83,8 @@ def open_flow(
     carrier = torch.device("cpu") if direct else device
     above, below = boundary_groups(ranks, here, stage.group, timeout_s, carrier)
     # far more than can ever be under way: `lag` of training, twice, as each side learns late what the other fetched
-    depth = 2 * max(policy.lag, 2 * stage.num_stages) + 8
+    depth = 2 * (max(policy.lag, 2 * stage.num_stages) + (unlocked.window if unlocked is not None else 0)) + 8
+    upward = Upward if unlocked is None else EarlyUpward
 
     def names(there: int) -> dict[str, Any]:
         return {
@@ -99,11 +112,13 @@ def open_flow(
         "num_stages": stage.num_stages,
         "num_microbatches": num_microbatches,
         "policy": policy,
-        "up": Upward(opened[here - 1], device, announcer(cpu_above, here - 1)) if above is not None else None,
+        "up": upward(opened[here - 1], device, announcer(cpu_above, here - 1)) if above is not None else None,
         "down": Downward(opened[here + 1], device, announcer(cpu_below, here + 1)) if below is not None else None,
         "device": device,
         "trace": trace,
     }
+    if unlocked is not None:
+        return UnlockedFlow(unlocked=unlocked, **parts)
     return LateFlow(module=stage.submod, masters=masters, **parts) if holds_graphs else Flow(**parts)
 
 
@@ -161,3 +176,26 @@ def build_learner(
     for interface in interfaces:
         start_alike(interface.to(device), replicas)
     return Learner(interfaces, optimizer, averager(replicas))
+
+
+def build_input_learner(
+    stage: Any,
+    unlocked: ForwardUnlocked,
+    net_input: TensorMeta,
+    replicas: Sequence[dist.ProcessGroup],
+) -> Learner | None:
+    """The models of what a stage receives, without a label, which would leak; None on the first stage."""
+    if stage.is_first:
+        return None
+    models: list[SyntheticInput] = []
+    for shape, dtype in torch_names.input_metas(stage):
+        meta = TensorMeta(tuple(shape), dtype)
+        if unlocked.model is not None:
+            models.append(SyntheticInput(unlocked.model, meta))
+            continue
+        with torch.random.fork_rng(devices=[]):  # the caller's random numbers are the model's
+            torch.default_generator.manual_seed(torch.initial_seed() + stage.num_stages + stage.stage_index)
+            models.append(build_synthetic_input(net_input, meta, num_tokens=unlocked.num_tokens))
+    for model in models:
+        start_alike(model.to(torch.device(stage.device)), replicas)
+    return Learner(models, unlocked.optimizer, averager(replicas))

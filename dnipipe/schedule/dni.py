@@ -27,10 +27,12 @@ from .arguments import check_arguments
 from .assembly import InterfaceChoice, as_list
 from .evaluation import evaluate
 from .flow import Flow
+from .forward_unlocked import ForwardUnlocked, Start
 from .late import LateFlow
 from .policy import AUTO, DEFAULT_LAG, Policy
 from .preparation import Batch, Preparation
 from .standing import NOT_STARTED
+from .unlocked_flow import UnlockedFlow
 from .watch import Watch
 
 
@@ -67,6 +69,8 @@ class ScheduleDNI(PipelineScheduleSingle):
       labels: "local" (every rank passes target=), "relay" (the first stage's travel with the activations), "none";
         "auto" takes what is there. label_fn: derives them on the first stage, as label_fn(*args, **kwargs) of one
         microbatch.
+      forward_unlocked: under policy synthetic a stage may start from a synthetic input while the real one is late;
+        every rank then passes the net's input, as in step(x, target=y).
       check_every_steps: how often, in step() calls, the stages agree by one small all-reduce whether to fall back to
         `wait`; the only collective across stages after the first step. 0: never. fall_back: False only warns.
       timeout_s: seconds that a rank waits for a neighbour. data_parallel_groups: where this stage's replicas are; None
@@ -100,6 +104,7 @@ class ScheduleDNI(PipelineScheduleSingle):
         num_classes: int | None = None,
         labels: str = "auto",
         label_fn: Callable[..., Tensor] | None = None,
+        forward_unlocked: ForwardUnlocked | None = None,
         check_every_steps: int = 100,
         fall_back: bool = True,
         timeout_s: float = 600.0,
@@ -108,7 +113,8 @@ class ScheduleDNI(PipelineScheduleSingle):
     ) -> None:
         weights = (late_weights, steps_per_update)
         self.policy = Policy(policy, lag, unlock_after_steps, post_ahead, in_flight, *weights)
-        check_arguments(stage, self.policy, n_microbatches, labels, transport, check_every_steps, timeout_s, optimizer)
+        choices = (labels, transport, check_every_steps, timeout_s, optimizer, forward_unlocked)
+        check_arguments(stage, self.policy, n_microbatches, *choices)
         super().__init__(
             stage, n_microbatches, loss_fn, args_chunk_spec, kwargs_chunk_spec, output_merge_spec, scale_grads
         )
@@ -129,6 +135,7 @@ class ScheduleDNI(PipelineScheduleSingle):
             transport=transport,
             optimizer=optimizer,
             master_weights=master_weights,
+            forward_unlocked=forward_unlocked,
             stage=stage,
         )
         groups = [stage.group, *self._preparation.replicas]
@@ -200,12 +207,12 @@ class ScheduleDNI(PipelineScheduleSingle):
     def _forward(self, flow: Flow, batch: Batch, microbatch: int) -> None:
         stage, agreement, received = self._stage, self._preparation.agreed, None
         if not stage.is_first:
-            received = flow.receive()
+            received = flow.receive(*batch.args[microbatch][:1])
         if received is not None and agreement.relays_label_to(stage.stage_index):
             label: Tensor | None = received.pop()
         else:
             label = self._preparation.label(batch, microbatch)
-        with self.trace.span("forward", microbatch=microbatch), flow.forward_weights():
+        with self.trace.span(flow.forward_span, microbatch=microbatch), flow.forward_weights():
             output, outputs = torch_names.forward(
                 stage, microbatch, received, batch.args[microbatch], batch.kwargs[microbatch], save=batch.save_outputs
             )
@@ -275,13 +282,15 @@ class ScheduleDNI(PipelineScheduleSingle):
             self._resume = None
 
     @property
-    def metrics(self) -> dict[str, float | int | str]:
-        """step, policy, loss (the newest true mean loss of a step known here) and loss_step, cosine and r2 of this
-        stage's predictors, in_flight (microbatches whose true gradient is outstanding), wait_s (seconds waited for
-        neighbours).
+    def early_starts(self) -> tuple[Start, ...]:
+        """What this stage has begun from synthetic inputs; of all stages, ForwardUnlocked(late=...) repeats the run."""
+        return tuple(self._flow.early_starts) if isinstance(self._flow, UnlockedFlow) else ()
 
-        Reads from the device, so it waits for it. loss is nan until the first has arrived.
-        """
+    @property
+    def metrics(self) -> dict[str, float | int | str]:
+        """step, policy, loss (the newest true mean loss of a step known here; nan before the first) and its loss_step,
+        cosine and r2 of this stage's predictors, in_flight (microbatches whose true gradient is outstanding), wait_s
+        (seconds waited for neighbours), early_starts and input_r2 (of synthetic inputs). Waits for the device."""
         return dict(NOT_STARTED) if self._flow is None else self._flow.metrics()
 
     def dump_state(self) -> str:

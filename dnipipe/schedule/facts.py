@@ -20,6 +20,8 @@ class Facts:
     label: of one microbatch, where this rank has one. interfaces: asked for, () = choose.
 
     optimizer: of the stage's weights, as choose.py knows it. no_graphs: why it cannot hold graphs; None: it can.
+    unlocked: what must be the same of ForwardUnlocked; None: inputs are waited for. net_input: of one microbatch, where
+    this rank has one. has_input_model: whether a model of its inputs was given.
     """
 
     rank: int
@@ -38,6 +40,9 @@ class Facts:
     fall_back: bool
     optimizer: str | None = None
     no_graphs: str | None = None
+    unlocked: tuple[Any, ...] | None = None
+    net_input: TensorMeta | None = None
+    has_input_model: bool = False
 
     @property
     def label_fits(self) -> bool:

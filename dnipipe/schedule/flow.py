@@ -33,6 +33,7 @@ class Flow:
     Args:   stage, num_stages, num_microbatches: of the pipeline. up, down: the boundaries (None at its ends).
     Fields: learner: the predictors of this stage's outputs, set once they are known; None: only `wait` is possible.
             step: step() calls so far. microbatch: training microbatches of all complete steps.
+            forward_span: what the next forward is called in a trace.
             grad_scale: what gradients here are multiplied by at present, more than 0; None: by nothing (scale.py).
     """
 
@@ -52,6 +53,7 @@ class Flow:
         self.stage, self.num_stages, self.num_microbatches = stage, num_stages, num_microbatches
         self.policy, self.up, self.down, self.device = policy, up, down, device
         self.learner: Learner | None = None
+        self.forward_span = "forward"
         self.grad_scale: Callable[[], float] | None = None
         self.step = self.microbatch = 0
         self.fell_back = False
@@ -110,8 +112,8 @@ class Flow:
         """Within, the stage's module has the weights that a forward shall use."""
         return nullcontext()
 
-    def receive(self) -> list[Tensor]:
-        """The next activation (and its label, last, where labels are relayed)."""
+    def receive(self, net_input: Tensor | None = None) -> list[Tensor]:
+        """The next activation (and its label, last, where labels are relayed). net_input: see UnlockedFlow."""
         assert self.up is not None, "the first stage receives nothing"
         with self._span("wait", self._forwarded):
             return self.up.receive(self._forwarded)

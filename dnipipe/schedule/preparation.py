@@ -22,10 +22,12 @@ from .agreement import Agreement
 from .arguments import why_no_graphs
 from .facts import Facts
 from .flow import Flow
+from .forward_unlocked import ForwardUnlocked, missing
 from .policy import AUTO, Policy
 from .replicas import replica_groups
 from .shapes import Shapes
 from .timing import measure_in_flight
+from .unlocked_flow import UnlockedFlow
 from .weight_prediction import Masters
 
 NO_LABEL = -100  # cross-entropy's ignore_index, which interfaces take for "no label"
@@ -62,13 +64,14 @@ class Preparation:
         transport: str,
         optimizer: str | None,
         master_weights: Masters | None,
+        forward_unlocked: ForwardUnlocked | None,
         stage: Any,
     ) -> None:
         self.policy, self.given, self.interface_optimizer = policy, given, interface_optimizer
         self.num_classes, self.labels, self.label_fn = num_classes, labels, label_fn
         self.timeout_s, self.trace, self.stage = timeout_s, trace, stage
         self.check_every_steps, self.fall_back, self.transport = check_every_steps, fall_back, transport
-        self.optimizer, self.master_weights = optimizer, master_weights
+        self.optimizer, self.master_weights, self.forward_unlocked = optimizer, master_weights, forward_unlocked
         # Now, because torch 2.11's sweep leaves FSDP's parameters unsharded, as if there were no replicas.
         found = replica_groups(stage.submod) if data_parallel_groups is None else data_parallel_groups
         self.replicas = [group for group in found if dist.get_world_size(group) > 1]
@@ -89,6 +92,7 @@ class Preparation:
         training = schedule._has_backward
         if training:
             self._check_label_is_there(batch)
+            self._check_input_is_there(batch)
         if self._shapes.changed(args, kwargs, target, every_rank_has_target=self._every_rank_has_target):
             self.reset_shapes(schedule, flow)
         if flow is None:
@@ -101,6 +105,7 @@ class Preparation:
                 self.transport,
                 holds_graphs=True,
                 masters=self.master_weights,
+                unlocked=self.forward_unlocked,
             )
             self._every_rank_has_target = assembly.all_ranks(batch.targets is not None, self.stage)
         if not torch_names.is_initialized(schedule, backward=training):
@@ -139,6 +144,10 @@ class Preparation:
             flow.learner = assembly.build_learner(
                 self.stage, agreement, self.given, self.interface_optimizer, self.replicas
             )
+        if isinstance(flow, UnlockedFlow) and flow.input_learner is None:
+            net_input = _meta_of_input(batch)
+            assert net_input is not None, "the stages agreed on it"
+            flow.input_learner = assembly.build_input_learner(self.stage, flow.unlocked, net_input, self.replicas)
 
     def _measured_in_flight(self, flow: Flow, batch: Batch) -> tuple[int, ...]:
         needs_grad = self.agreed.needs_grad
@@ -181,6 +190,9 @@ class Preparation:
             fall_back=self.fall_back,
             optimizer=self.optimizer,
             no_graphs=why_no_graphs(self.stage.submod),
+            unlocked=None if self.forward_unlocked is None else self.forward_unlocked.agreed,
+            net_input=_meta_of_input(batch),
+            has_input_model=self.forward_unlocked is not None and self.forward_unlocked.model is not None,
         )
 
     def _check_label_is_there(self, batch: Batch) -> None:
@@ -193,6 +205,10 @@ class Preparation:
                 f"stage {stage.stage_index} passed target= at the first step, so its predictor needs one at every "
                 f"step(): pass target=, or labels='none'"
             )
+
+    def _check_input_is_there(self, batch: Batch) -> None:
+        if self.agreement is not None and self.forward_unlocked is not None and _meta_of_input(batch) is None:
+            raise ValueError(missing(dist.get_rank(), self.stage.stage_index))
 
     def label(self, batch: Batch, microbatch: int) -> Tensor | None:
         """What this stage's predictor is told of one microbatch, where it is not relayed from the stage before."""
@@ -215,3 +231,9 @@ class Preparation:
             return None
         unsigned = is_integer(label.dtype) and not label.dtype.is_signed  # could not hold NO_LABEL
         return label.long() if unsigned else label
+
+
+def _meta_of_input(batch: Batch) -> TensorMeta | None:
+    """Of the net's input of one microbatch, its first argument, where this rank has it."""
+    first = batch.args[0][0] if batch.args[0] else None
+    return TensorMeta(tuple(first.shape), first.dtype) if isinstance(first, Tensor) else None

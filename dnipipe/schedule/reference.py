@@ -99,12 +99,17 @@ class Reference:
     def _forward(self, x: Tensor) -> tuple[list[tuple[Tensor, ...]], list[tuple[Tensor, ...]]]:
         inputs, outputs = [], []
         leaves: tuple[Tensor, ...] = (x,)
-        for stage in self.stages:
+        for index, stage in enumerate(self.stages):
+            leaves = self._start(index, leaves)
             inputs.append(leaves)
             output = stage(*leaves)
             outputs.append(output if isinstance(output, tuple) else (output,))
             leaves = tuple(out.detach().requires_grad_(out.requires_grad) for out in outputs[-1])
         return inputs, outputs
+
+    def _start(self, index: int, real: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """What a stage starts from, whose real input is there."""
+        return real
 
     def _learner(self, index: int) -> Learner:
         learner = self.learners[index]

@@ -36,6 +36,7 @@ def initialize_stage(
     """
     extra = (target, loss_kwargs) if _INITIALIZE_TAKES_TARGET else ()
     stage: Stage = schedule._stage
+    args = args if stage.is_first else ()  # 2.11 refuses others, which are there for synthetic inputs only
     num_microbatches, schedule._n_microbatches = schedule._n_microbatches, 1
     try:
         with _no_ddp_sync(stage.submod):
@@ -126,6 +127,7 @@ def forward(
     """Runs one microbatch forward. Returns what the module returned, and its output tensors for the next stage."""
     if received is not None:
         stage.set_local_fwd_input(tuple(received), microbatch)
+    args = args if stage.is_first else ()
     output = stage.forward_one_chunk(microbatch, args, kwargs, save_forward_output=save)
     return output, stage.fwd_cache[microbatch][0]
 

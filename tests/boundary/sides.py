@@ -60,6 +60,9 @@ class _OnGpu(Boundary):
         super().__init__(timeout_s=inner.timeout_s, **names)
         self.inner = inner
 
+    def watch(self) -> None:
+        self.inner.watch()
+
     def exchange(self, send: Sequence[Tensor], receive: Sequence[Tensor], *, microbatch: int) -> Exchange:
         targets = [tensor.cuda() for tensor in receive]
         inner = self.inner.exchange([tensor.cuda() for tensor in send], targets, microbatch=microbatch)
@@ -72,6 +75,9 @@ class _BackToCpu(Exchange):
     ) -> None:
         super().__init__(boundary, microbatch)
         self.inner, self.sources, self.targets = inner, sources, targets
+
+    def _arrived(self, within_s: float) -> bool:
+        return self.inner.arrived(within_s)
 
     def _wait(self) -> None:
         self.inner.wait()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import re
 import time
+from typing import Any
 
 import pytest
 import torch
@@ -180,3 +181,43 @@ def test_a_timeout_of_no_seconds_is_refused(timeout_s: float) -> None:
         local_pair(timeout_s=timeout_s)
     with pytest.raises(ValueError, match=message):
         unconnected(timeout_s)
+
+
+def _look(boundary: Boundary, side: int) -> tuple[list[bool], float, list[float]]:
+    """Side 1 posts late. What side 0 sees of three exchanges before, soon and after that, and the seconds it looked."""
+    boundary.watch()
+    if side == 1:
+        time.sleep(0.6)
+    got = [number(-1) for _ in range(3)]
+    exchanges = [boundary.exchange([number(10 * n + side)], [got[n]], microbatch=n) for n in range(3)]
+    seen = [exchanges[0].arrived(), exchanges[2].arrived(within_s=0.2)]
+    looked_s = boundary.wait_s
+    seen += [exchanges[2].arrived(within_s=5.0), exchanges[0].arrived()]
+    for exchange in exchanges:
+        exchange.wait()
+    seen += [exchange.arrived() for exchange in exchanges]
+    return seen, looked_s, [float(tensor) for tensor in got]
+
+
+def test_an_exchange_can_be_asked_whether_it_has_arrived(run: Run) -> None:
+    (seen, looked_s, got), (_, _, other) = run(_look)
+    assert seen == [False, False, True, True, True, True, True]
+    assert 0.15 < looked_s < 0.5, "the seconds of looking count as waited"
+    assert got == [1, 11, 21] and other == [0, 10, 20], "looking takes nothing away"
+
+
+def _look_for_nothing(boundary: Boundary, side: int) -> list[Any]:
+    """Side 1 never answers. Whether it was seen, and what the wait said after looking."""
+    boundary.watch()
+    if side == 1:
+        time.sleep(3 * boundary.timeout_s)
+        return []
+    exchange = boundary.exchange([], [number(0)], microbatch=7)
+    seen = exchange.arrived(within_s=0.1)
+    with pytest.raises(BoundaryError, match="waited 0.[5-9] s, at most 0.5 s, .* at microbatch 7"):
+        exchange.wait()
+    return [seen, exchange.arrived()]
+
+
+def test_silence_is_an_error_within_the_timeout_where_it_was_looked_for_too(run: Run) -> None:
+    assert run(_look_for_nothing, timeout_s=0.5)[0] == [False, True]

@@ -50,7 +50,7 @@ class _OnStream(_PairedExchange):
 
 def _posted(boundary: PairedBoundary, microbatch: int, works: list[_Work], *, on_gpu: bool) -> _PairedExchange:
     exchange = (_OnStream if on_gpu else _PairedExchange)(boundary, microbatch, [])
-    exchange.works, exchange._on_gpu = works, on_gpu  # type: ignore[assignment]
+    exchange.works, exchange.on_gpu = works, on_gpu  # type: ignore[assignment]
     return exchange
 
 

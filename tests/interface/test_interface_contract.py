@@ -21,7 +21,9 @@ from dnipipe.interface import (
     Potential,
     Regressed,
     Scaled,
+    TensorMeta,
     Transformer,
+    build_synthetic_input,
 )
 
 CLASSES = 5
@@ -37,6 +39,12 @@ class Free(nn.Module):
 
     def forward(self, h: Tensor, label: Tensor | None) -> Tensor:
         return self.linear(h)
+
+
+def synthetic_input(*shape: int, label: tuple[int, ...] = (B,), **options: int) -> Interface:
+    """Of activations that are shaped as the net's input, as these tests have it; test_synthetic_input.py has others."""
+    meta = TensorMeta(shape, torch.float32)
+    return build_synthetic_input(meta, meta, label=TensorMeta(label, torch.int64), **options)  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)
@@ -77,6 +85,9 @@ CASES = (
     Case("transformer", lambda: Transformer(D), (B, T, D)),
     Case("transformer-tokens", lambda: Transformer(D, CLASSES), (B, T, D), (B, T)),
     Case("custom", lambda: Custom(Free()), (B, D)),
+    Case("synthetic-input", lambda: synthetic_input(B, D), (B, D)),
+    Case("synthetic-input-linear", lambda: synthetic_input(B, C, H, W, num_hidden=0), (B, C, H, W)),
+    Case("synthetic-input-label", lambda: synthetic_input(B, D, num_classes=CLASSES, num_hidden=2), (B, D), (B,)),
 )
 every_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 
@@ -130,7 +141,11 @@ def test_a_trained_interface_predicts_something(case: Case) -> None:
     assert interface.synthetic_grad(h, label).abs().max() > 0
 
 
-@every_case
+# a synthetic input has the dtype of its activation, whatever that of its own input
+ANSWERING_ALIKE = [case for case in CASES if "synthetic-input" not in case.name]
+
+
+@pytest.mark.parametrize("case", ANSWERING_ALIKE, ids=lambda case: case.name)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
 def test_the_answer_has_the_form_of_the_activation(case: Case, dtype: torch.dtype) -> None:
     interface = fresh(case)

@@ -71,8 +71,7 @@ class Pipeline:
             late_weights=case.late_weights,
             steps_per_update=case.steps_per_update,
             labels=case.labels,
-            timeout_s=20.0,
-            **case.options,
+            **{"timeout_s": 20.0, **case.options},
         )
         self.optimizer = getattr(models, case.optimizer)(self.module)
         self.losses: list[Tensor] = []

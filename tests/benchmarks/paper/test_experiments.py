@@ -64,6 +64,7 @@ def _tiny(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("benchmarks.paper.running.load_images", lambda name, folder: _made_up_images())
     monkeypatch.setattr("benchmarks.paper.order.QUICK", TINY)
     monkeypatch.setattr("benchmarks.paper.sparse_updates.QUICK_RUNS", 3)
+    monkeypatch.setattr("benchmarks.paper.complete_unlock.QUICK_RUNS", 3)
 
 
 def _run(experiment: str, path: Path, *options: str) -> list[PaperRow]:
@@ -76,6 +77,7 @@ def _run(experiment: str, path: Path, *options: str) -> list[PaperRow]:
     [
         ("every_layer", ("--layers", "3", "--seeds", "0,1"), 2 * (2 + 4) + 2 * 2 * 2),
         ("sparse_updates", ("--layers", "3"), 2 * 3),
+        ("complete_unlock", ("--layers", "3"), 3 + 2 + 2 * 3),
         ("deep", ("--layers", "5"), 2),
         ("single", ("--layers", "4"), 1 + 3 + 2 * 2 * 3),
     ],

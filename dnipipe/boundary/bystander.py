@@ -1,0 +1,58 @@
+"""A thread that waits for gloo's transfers, so that whoever needs them can ask whether they are over.
+
+gloo carries a transfer out while somebody waits for it: `is_completed()` stays False until `wait` returns, even where
+the data is there (torch 2.13), and a `wait` that runs out of time breaks the connection.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Sequence
+from datetime import timedelta
+
+import torch.distributed as dist
+
+FOREVER = timedelta(days=30)  # the owner bounds its own wait; between its steps nobody waits, however long that takes
+
+
+class Transfer:
+    """Works that are waited for. over: they have ended. failure: how, if not well; to be read once over."""
+
+    def __init__(self, works: Sequence[dist.Work]) -> None:
+        self.works = list(works)
+        self.over = threading.Event()
+        self.failure: RuntimeError | None = None
+
+    def wait(self, timeout_s: float) -> None:
+        """Raises: TimeoutError after timeout_s; RuntimeError, gloo's own."""
+        if not self.over.wait(timeout_s):
+            raise TimeoutError("nothing arrived")
+        if self.failure is not None:
+            raise self.failure
+
+
+class Bystander:
+    """Waits for one transfer after the other, in the order in which they were posted."""
+
+    def __init__(self, name: str) -> None:
+        self._transfers: queue.SimpleQueue[Transfer] = queue.SimpleQueue()
+        # daemon: what is still posted when a run ends is never met, and must not keep the process
+        threading.Thread(target=self._stand_by, name=name, daemon=True).start()
+
+    def watch(self, works: Sequence[dist.Work]) -> Transfer:
+        transfer = Transfer(works)
+        self._transfers.put(transfer)
+        return transfer
+
+    def _stand_by(self) -> None:
+        while True:
+            transfer = self._transfers.get()
+            try:
+                for work in transfer.works:
+                    work.wait(FOREVER)
+            except RuntimeError as error:
+                transfer.failure = error
+            transfer.works = []
+            transfer.over.set()
+            del transfer  # not kept while waiting for the next
