@@ -49,17 +49,19 @@ def measure_in_flight(
     told: list[Any] = [None] * stage.num_stages
     dist.all_gather_object(told, (stage.stage_index, microbatch_ms, transfer_ms, failed), stage.group)
     _, microbatches, transfers, failures = zip(*sorted(told), strict=True)
-    if any(failures):
-        raise ValueError(
-            f"in_flight='auto' times a microbatch, with zeros where activations will be, and that failed on "
-            f"{next(filter(None, failures))}; give numbers in its place"
-        )
-    dial = choose_in_flight(max(microbatches), transfers[:-1])
-    held = dial.in_flight
+    failure = next(filter(None, failures), "")
+    dial = None if failure else choose_in_flight(max(microbatches), transfers[:-1])
+    held = () if dial is None else dial.in_flight
     for group in replicas:  # where copies measure different times all hold what the slowest links need
         of_copies: list[Any] = [None] * dist.get_world_size(group)
-        dist.all_gather_object(of_copies, held, group)
-        held = tuple(map(max, zip(*of_copies, strict=True)))
+        dist.all_gather_object(of_copies, (failure, held), group)
+        failure = next((each for each, _ in of_copies if each), "")
+        held = () if failure else tuple(map(max, zip(*(each for _, each in of_copies), strict=True)))
+    if dial is None or failure:  # only now, so that no copy of the pipeline waits for one that has raised
+        raise ValueError(
+            f"in_flight='auto' times a microbatch, with zeros where activations will be, and that failed on {failure}; "
+            f"give numbers in its place"
+        )
     return held, _why(dial, held, max(microbatches), transfers[:-1])
 
 

@@ -176,6 +176,27 @@ def test_copies_of_a_pipeline_hold_alike_what_the_slowest_needs() -> None:
     assert choose_in_flight(10.0, [0.0, 0.0]).in_flight != most and run_ranks(6, _replicas) == [most] * 6
 
 
+def _one_copy_fails(rank: int, world: int) -> str:
+    mesh = init_device_mesh("cpu", (2, 3), mesh_dim_names=("copies", "stages"))
+    stage, copies = mesh["stages"].get_local_rank(), mesh["copies"]
+    _as_if(10.0, 1.0, 1.0)
+    if (copies.get_local_rank(), stage) == (1, 2):
+
+        def fail(*_: Any) -> float:
+            raise FloatingPointError("all zeros")
+
+        timing._microbatch_ms = fail
+    with pytest.raises(ValueError) as refused:
+        held = _Stage(stage, mesh["stages"].get_group())
+        timing.measure_in_flight(held, _Flow(stage), (True,), (), {}, [copies.get_group()])
+    return str(refused.value)
+
+
+def test_a_failure_in_one_copy_of_a_pipeline_is_told_on_all_ranks_of_all() -> None:
+    told = run_ranks(6, _one_copy_fails)
+    assert len(set(told)) == 1 and "failed on stage 2: FloatingPointError: all zeros; give numbers" in told[0]
+
+
 def _failing(rank: int, world: int) -> tuple[str, str]:
     """What each rank hears when one stage bears no zeros; and what another try, with numbers, holds."""
 
