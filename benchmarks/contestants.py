@@ -12,12 +12,14 @@ from torch import Tensor, nn
 from torch.distributed.pipelining import PipelineStage
 from torch.distributed.pipelining.schedules import PipelineScheduleMulti, get_schedule_class
 
+from benchmarks.failures import work_of
 from benchmarks.workload import Workload, make_optimizer, token_loss
 from dnipipe import ScheduleDNI
 from dnipipe.observe.chunks import Held, watch_chunks
 from dnipipe.observe.trace import Trace
 
 TORCH_SCHEDULES = ("GPipe", "1F1B", "Interleaved1F1B", "InterleavedZeroBubble", "ZBVZeroBubble")
+TIMEOUT_S = 60.0  # for a neighbour
 INTERFACES = ("linear", "local_head", "transformer")
 
 
@@ -61,11 +63,15 @@ class Parts:
         self.optimizer = make_optimizer(self.modules, device)
 
     @property
+    def parameters(self) -> list[nn.Parameter]:
+        """Of all its stages."""
+        return [each for module in self.modules for each in module.parameters()]
+
+    @property
     def num_bytes(self) -> int:
         """Of parameters and optimizer states."""
-        parameters = [each for module in self.modules for each in module.parameters()]
         states = [each for state in self.optimizer.state.values() for each in state.values()]
-        return sum(each.nbytes for each in [*parameters, *states] if isinstance(each, Tensor))
+        return sum(each.nbytes for each in [*self.parameters, *states] if isinstance(each, Tensor))
 
     def update(self) -> None:
         self.optimizer.step()
@@ -90,15 +96,15 @@ class Contestant:
     """
 
     def __init__(self, entry: Entry, workload: Workload, parts: Parts, num_microbatches: int, post_ahead: bool) -> None:
-        self.entry, self.parts, device = entry, parts, parts.device
+        self.entry, self.parts, self.num_microbatches, device = entry, parts, num_microbatches, parts.device
         rank = dist.get_rank()
         stages = [
             PipelineStage(module, index, parts.num_chunks, device)
             for module, index in zip(parts.modules, parts.indices, strict=True)
         ]
         self.trace = Trace(rank, rank, device, enabled=False)
-        ahead = {"post_ahead": True if post_ahead else None} if entry.schedule == "DNI" else {}
-        self.schedule = make_schedule(entry, stages, workload, num_microbatches, self.trace, **ahead)
+        of_dni: dict[str, Any] = {"post_ahead": True if post_ahead else None, "timeout_s": TIMEOUT_S}
+        self.schedule = make_schedule(entry, stages, workload, num_microbatches, self.trace, **of_dni)
         # our own schedule records its spans itself
         quiet = Trace(rank, rank, device, enabled=False)
         self.held: Held = watch_chunks(stages, quiet if entry.schedule == "DNI" else self.trace)
@@ -109,16 +115,19 @@ class Contestant:
         self._kwargs: dict[str, Any] = {"target": tokens} if needs_target else {}
 
     def step(self) -> None:
-        self.schedule.step(*self._args, **self._kwargs, return_outputs=False)
-        with self.trace.span("optimizer"):
-            self.parts.update()
+        """Raises: ContestantError: it failed."""
+        with work_of(self.entry.title):
+            self.schedule.step(*self._args, **self._kwargs, return_outputs=False)
+            with self.trace.span("optimizer"):
+                self.parts.update()
 
     def settle(self) -> None:
-        """Nothing of this schedule is left on the device or on the wire."""
-        if isinstance(self.schedule, ScheduleDNI):
-            self.schedule.flush()
-        if self.parts.device.type == "cuda":
-            torch.cuda.synchronize(self.parts.device)
+        """Nothing of this schedule is left on the device or on the wire. Raises: ContestantError: it failed."""
+        with work_of(self.entry.title):
+            if isinstance(self.schedule, ScheduleDNI):
+                self.schedule.flush()
+            if self.parts.device.type == "cuda":
+                torch.cuda.synchronize(self.parts.device)
 
 
 def make_schedule(
@@ -126,7 +135,7 @@ def make_schedule(
 ) -> Any:
     """A schedule on this rank. Every rank must call it.
 
-    Args:   stages: this rank's. of_dni: further arguments of ScheduleDNI.
+    Args:   stages: this rank's. of_dni: further arguments of ScheduleDNI; nothing to torch's schedules.
     Raises: ValueError: the schedule cannot be for so many microbatches or stages.
     """
     if entry.schedule == "DNI":

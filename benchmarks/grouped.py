@@ -196,6 +196,8 @@ class Grouped:
         for learner in self.learners:
             if learner is not None:
                 learner.end_step()
+        for prediction in self._predictions:
+            prediction.end_update()
         if self.policy.late_weights != "new":
             for stage, weights in enumerate(self._current):
                 if any(held.weights[stage] is weights and held.next >= stage for held in self._held):

@@ -179,9 +179,7 @@ class Race:
         )
         self.progress.remove_task(bar)
         self._overhead_s = max(self._overhead_s, time.perf_counter() - start_s - run.seconds)
-        if dist.get_rank() == 0:
-            said = f"{what}: {run.seconds:.1f} s, {run.bpb:.4f} bits a byte"
-            self.progress.console.print(said, highlight=False, soft_wrap=True)
+        self._say(f"{what}: {run.seconds:.1f} s, {run.bpb:.4f} bits a byte")
         fell = not math.isfinite(run.bpb)
         self.rows.append(
             self._row(
@@ -223,6 +221,7 @@ class Race:
             for contender in (Contender(entry, m) for m in counts):
                 try:
                     self._paces[contender] = self._pace_ms(contender)
+                    self._say(f"{contender}: {self._paces[contender]:.1f} ms a step")
                 except ValueError as error:
                     if contender.microbatches == settings.microbatches:
                         reason = str(error).splitlines()[0]
@@ -239,6 +238,10 @@ class Race:
         steps = PACE_WARM_UPS + PACE_ROUNDS * PACE_STEPS
         racer, _ = self._build(contender, steps, 0, self.settings.learning_rates[0], unlock=0)
         return pace_ms(racer, PACE_WARM_UPS, PACE_ROUNDS, PACE_STEPS)
+
+    def _say(self, text: str) -> None:
+        if dist.get_rank() == 0:
+            self.progress.console.print(text, highlight=False, soft_wrap=True)
 
     def _there_is_time(self, needed_s: float, what: str) -> bool:
         """By the clock of the first rank, which tells all."""

@@ -115,6 +115,7 @@ class Racer:
         self.schedule = make_schedule(plan.entry, stages, self.workload, plan.microbatches, trace, **of_dni)
         self.takes_input = any(stage.is_first for stage in stages)
         self.is_last = any(stage.is_last for stage in stages)
+        self._loaded, self._loaded_step = self._load(0), 0
 
     def _optimizer(self, name: OptimizerName) -> StageOptimizer:
         # one for both chunks of a rank, if it has two: gradients are clipped by their norm on a rank
@@ -123,19 +124,29 @@ class Racer:
         return optimizer_of(nn.ModuleList(self.modules), name, rate, heads[0] if heads else None)
 
     def step(self, step: int) -> None:
-        batch_size = self.plan.microbatches * self.workload.microbatch_size
-        batch = self.corpus.batch(
-            "train", step=step, batch_size=batch_size, seq_len=self.workload.seq_len, seed=self.plan.seed
-        )
-        if self.device.type == "cuda":  # from other memory the copy would hold up the host
-            batch = (batch[0].pin_memory(), batch[1].pin_memory())
-        input_BT, target_BT = (each.to(self.device, non_blocking=True) for each in batch)
+        input_BT, target_BT = self._loaded if self._loaded_step == step else self._load(step)
         args = (input_BT,) if self.takes_input else ()
         # the predictors of DNI are told the label
         needs_target = self.is_last or self.plan.entry.schedule == "DNI"
         kwargs = {"target": target_BT} if needs_target else {}
         self.schedule.step(*args, **kwargs, return_outputs=False)
+        # while a GPU still goes backward: the host of a stage that must not wait has no other time to spare
+        self._loaded, self._loaded_step = self._load(step + 1), step + 1
         self.optimizer.step(step)
+
+    def _load(self, step: int) -> tuple[Tensor, Tensor]:
+        """A step's bytes and the bytes that follow them, each (B, T) int64, on the device."""
+        batch = self.corpus.batch(
+            "train",
+            step=step,
+            batch_size=self.plan.microbatches * self.workload.microbatch_size,
+            seq_len=self.workload.seq_len,
+            seed=self.plan.seed,
+        )
+        if self.device.type == "cuda":  # from other memory the copy would hold up the host
+            batch = (batch[0].pin_memory(), batch[1].pin_memory())
+        input_BT, target_BT = (each.to(self.device, non_blocking=True) for each in batch)
+        return input_BT, target_BT
 
     def seconds(self, steps: range) -> float:
         """Trains, and says how long that took on the slowest rank. Every rank must call it.

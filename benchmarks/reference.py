@@ -14,9 +14,12 @@ import torch.distributed as dist
 from torch import Tensor
 
 from benchmarks.contestants import Parts, activation_like
+from benchmarks.machine import of_all
 from benchmarks.workload import Workload, token_loss
-from dnipipe.boundary import PairedBoundary, boundary_groups
+from dnipipe.boundary import Boundary, DirectBoundary, PairedBoundary, boundary_groups
 from dnipipe.observe.trace import Trace
+
+TIMEOUT_S = 60.0
 
 
 class Alone:
@@ -51,15 +54,14 @@ class Alone:
 
 @dataclass(frozen=True)
 class Costs:
-    """Milliseconds of the dearest stage per microbatch, of the optimizer per step, and of one transfer."""
+    """Milliseconds of the dearest stage per microbatch, and of the optimizer per step."""
 
     forward_ms: float
     backward_ms: float
     optimizer_ms: float
-    transfer_ms: float
 
 
-def measure_costs(alone: Alone, workload: Workload, steps: int) -> Costs:
+def measure_costs(alone: Alone, steps: int) -> Costs:
     """Every rank must call it. The dearest stage: the one whose forward and backward together take longest."""
     alone.trace.enabled = True
     for _ in range(steps):
@@ -70,25 +72,22 @@ def measure_costs(alone: Alone, workload: Workload, steps: int) -> Costs:
         name: sum((span.end_s - span.start_s) * 1e3 for span in spans if span.name == name) / steps
         for name in ("forward", "backward", "optimizer")
     }
-    ranks: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(ranks, own)
-    dearest = max(ranks, key=lambda rank: rank["forward"] + rank["backward"])
+    dearest = max(of_all(own), key=lambda rank: rank["forward"] + rank["backward"])
     m = alone.num_microbatches
-    transfer_ms = measure_transfer(activation_like(workload, alone.parts.device))
-    return Costs(dearest["forward"] / m, dearest["backward"] / m, dearest["optimizer"], transfer_ms)
+    return Costs(dearest["forward"] / m, dearest["backward"] / m, dearest["optimizer"])
 
 
-def measure_transfer(activation: Tensor, *, repeats: int = 20) -> float:
-    """Milliseconds that an activation takes to the next stage, over all boundaries at once, with nothing beside it."""
+def measure_transfer(activation: Tensor, transport: str | None, *, repeats: int = 20) -> float:
+    """Milliseconds that an activation takes to the next stage, over all boundaries at once, with nothing beside it.
+
+    Args: transport: of DNI, "direct" or "group"; None: as torch's schedules send.
+    """
     rank, num_ranks = dist.get_rank(), dist.get_world_size()
     if num_ranks == 1:
         return 0.0
-    above, below = boundary_groups(range(num_ranks), rank, None, 60.0, activation.device)
-    sides = [
-        (PairedBoundary(group, rank=rank, stage=rank, peer=peer, peer_stage=peer, timeout_s=60.0), peer > rank)
-        for group, peer in ((above, rank - 1), (below, rank + 1))
-        if group is not None
-    ]
+    if transport is None:
+        return _torch_transfer(activation, repeats)
+    sides = [(boundary, boundary.peer > rank) for boundary in neighbours(activation.device, transport, repeats + 1)]
     received = [torch.empty_like(activation) for _ in sides]
     dist.barrier()
     start_s = 0.0
@@ -104,6 +103,46 @@ def measure_transfer(activation: Tensor, *, repeats: int = 20) -> float:
             exchange.wait()
         for boundary, _ in sides:
             boundary.confirm()
-    ranks: list[Any] = [None] * num_ranks
-    dist.all_gather_object(ranks, (time.perf_counter() - start_s) / repeats)
-    return float(max(ranks)) * 1e3
+    return float(max(of_all((time.perf_counter() - start_s) / repeats))) * 1e3
+
+
+def _torch_transfer(activation: Tensor, repeats: int) -> float:
+    rank, last, received = dist.get_rank(), dist.get_world_size() - 1, torch.empty_like(activation)
+    operations = [dist.P2POp(dist.isend, activation, rank + 1)] if rank < last else []
+    operations += [dist.P2POp(dist.irecv, received, rank - 1)] if rank > 0 else []
+    dist.barrier()
+    start_s = 0.0
+    for repeat in range(repeats + 1):
+        if repeat == 1:
+            _synchronize(activation.device)
+            start_s = time.perf_counter()
+        for work in dist.batch_isend_irecv(operations):
+            work.wait()
+    _synchronize(activation.device)
+    return float(max(of_all((time.perf_counter() - start_s) / repeats))) * 1e3
+
+
+def _synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def neighbours(device: torch.device, transport: str, depth: int) -> list[Boundary]:
+    """This rank's boundaries to the rank before and to the one after, as a pipeline of all ranks has them.
+
+    Every rank must call it. Args: depth: exchanges that may be under way, of direct copies.
+    """
+    rank, direct = dist.get_rank(), transport == "direct"
+    carrier = torch.device("cpu") if direct else device
+    groups = boundary_groups(range(dist.get_world_size()), rank, None, TIMEOUT_S, carrier)
+    sides = [(group, peer) for group, peer in zip(groups, (rank - 1, rank + 1), strict=True) if group is not None]
+    # even ranks meet the next one first, odd ones the one before
+    sides.sort(key=lambda side: side[1], reverse=rank % 2 == 0)
+    return [boundary_to(peer, group, device, transport, depth) for group, peer in sides]
+
+
+def boundary_to(peer: int, group: dist.ProcessGroup, device: torch.device, transport: str, depth: int) -> Boundary:
+    """One side of a boundary. group: of this rank and the peer; of gloo, for direct copies."""
+    rank = dist.get_rank()
+    names: dict[str, Any] = {"rank": rank, "stage": rank, "peer": peer, "peer_stage": peer, "timeout_s": TIMEOUT_S}
+    return DirectBoundary(group, device, depth, **names) if transport == "direct" else PairedBoundary(group, **names)

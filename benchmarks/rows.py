@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Hashable, Iterable, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import MISSING, asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -30,9 +30,14 @@ class Row:
         bound: the utilisation that theory allows, with no transfer and no predictor.
         predicted_ms: the planner's step time from measured parts.
         ratio_to_gpipe, ratio_to_1f1b: throughput by theirs on the same microbatches. None: there is none of theirs.
-        peak_bytes: of memory, largest over ranks. None on a CPU.
+        bound_to_gpipe, bound_to_1f1b: what theory allows these two: bound by their bound.
+        peak_bytes: of memory, largest over ranks. None on a CPU. peak_bytes_by_rank: of each.
+        activation_bytes: of the first rank, at its peak: all but weights, gradients, optimizer, copies of weights,
+            predictors and buffers of messages (benchmarks/memory.py). None on a CPU.
         in_flight: microbatches whose graph is alive, largest over ranks and time. None: not counted.
         interface_cost_share: of DNI alone, 0 to 1: predict and learn by the stage's time.
+        forward_ms, backward_ms, transfer_ms: of one microbatch, alone: of the dearest stage, and of an activation over
+            this row's transport. optimizer_ms: of a step.
     """
 
     device: str
@@ -64,6 +69,15 @@ class Row:
     commit: str
     torch: str
     date: str
+    # what rows of earlier versions have not
+    bound_to_gpipe: float | None = None
+    bound_to_1f1b: float | None = None
+    peak_bytes_by_rank: list[int] | None = None
+    activation_bytes: int | None = None
+    forward_ms: float | None = None
+    backward_ms: float | None = None
+    transfer_ms: float | None = None
+    optimizer_ms: float | None = None
 
     @property
     def batch(self) -> int:
@@ -117,8 +131,9 @@ def read_objects(path: str | Path) -> list[dict[str, Any]]:
 
 
 def _row(kind: type[Kind], loaded: dict[str, Any], place: str) -> Kind:
-    known = {field.name for field in fields(cast(Any, kind))}
-    for fault, names in (("unknown", loaded.keys() - known), ("missing", known - loaded.keys())):
+    known = {field.name: field for field in fields(cast(Any, kind))}
+    needed = {name for name, field in known.items() if field.default is MISSING}
+    for fault, names in (("unknown", loaded.keys() - known.keys()), ("missing", needed - loaded.keys())):
         if names:
             raise ValueError(f"{place}: {fault} field {', '.join(sorted(names))}")
     return kind(**loaded)
@@ -149,17 +164,28 @@ def grouped(rows: Iterable[Kind], key: Callable[[Kind], Hashable]) -> list[list[
 
 
 def with_ratios(rows: Sequence[Row], key: Callable[[Row], Hashable] = same_microbatches) -> list[Row]:
-    """The rows with both ratios filled in from tokens_per_s, against the GPipe and the 1F1B row of equal key.
+    """The rows with both ratios filled in from tokens_per_s, and the bounds of both, against the GPipe and the 1F1B
+    row of equal key.
 
     A ratio is None where either was refused or is not among the rows. Of several such rows the last counts.
     """
-    rates = {(key(row), row.schedule): row.tokens_per_s for row in rows if row.schedule in ("GPipe", "1F1B")}
+    rivals = {(key(row), row.schedule): row for row in rows if row.schedule in ("GPipe", "1F1B")}
 
-    def ratio(row: Row, to: str) -> float | None:
-        rate = rates.get((key(row), to))
-        return row.tokens_per_s / rate if row.tokens_per_s is not None and rate else None
+    def ratio(row: Row, name: str, to: str) -> float | None:
+        rival = rivals.get((key(row), to))
+        own, theirs = getattr(row, name), getattr(rival, name, None)
+        return own / theirs if own is not None and theirs else None
 
-    return [replace(row, ratio_to_gpipe=ratio(row, "GPipe"), ratio_to_1f1b=ratio(row, "1F1B")) for row in rows]
+    return [
+        replace(
+            row,
+            ratio_to_gpipe=ratio(row, "tokens_per_s", "GPipe"),
+            ratio_to_1f1b=ratio(row, "tokens_per_s", "1F1B"),
+            bound_to_gpipe=ratio(row, "bound", "GPipe"),
+            bound_to_1f1b=ratio(row, "bound", "1F1B"),
+        )
+        for row in rows
+    ]
 
 
 def best_of(rows: Iterable[Row]) -> list[Row]:

@@ -37,8 +37,11 @@ class _Sheet:
             ("bound", lambda row: said(row.bound, ".2f")),
             ("predicted\nms", lambda row: ms(row.predicted_ms, row.predicted_ms)),
             (f"x\nGPipe{rival}", lambda row: said(row.ratio_to_gpipe, ".2f")),
+            ("bound", lambda row: said(row.bound_to_gpipe, ".2f")),
             (f"x\n1F1B{rival}", lambda row: said(row.ratio_to_1f1b, ".2f")),
+            ("bound", lambda row: said(row.bound_to_1f1b, ".2f")),
             ("peak", lambda row: size(row.peak_bytes)),
+            ("activations\nfirst stage", lambda row: size(row.activation_bytes)),
             ("in\nflight", lambda row: said(row.in_flight, ".4g")),
             ("interface\nshare", lambda row: said(row.interface_cost_share, ".1%")),
         ]

@@ -216,8 +216,8 @@ def _entries(options: argparse.Namespace) -> tuple[Entry, ...]:
     shared = options.device == "cuda" and torch.cuda.device_count() == 1 and options.stages > 1
     others = _names("--schedules", options.schedules, TORCH_SCHEDULES)
     policies = _names("--policies", options.policies, POLICIES)
-    possible = ("group", "direct") if shared else ("group",)
-    transports = _names("--transports", options.transports or possible[-1], possible)
+    possible = ("group", "direct") if options.device == "cuda" and options.stages > 1 else ("group",)
+    transports = _names("--transports", options.transports or ("direct" if shared else "group"), possible)
     activation = TensorMeta((options.batch_size, options.seq_len, options.width), torch.float32)
     Policy("stale", in_flight=options.in_flight).check(options.stages)
     for name in options.interfaces.split(","):

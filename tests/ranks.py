@@ -11,6 +11,7 @@ import time
 import traceback
 from collections.abc import Callable
 from datetime import timedelta
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -56,10 +57,16 @@ def _rank_main(
         os._exit(1)
 
 
+@cache
+def _folder() -> tempfile.TemporaryDirectory[str]:
+    """Of this process, for the stores in which ranks find each other; gone when it ends."""
+    return tempfile.TemporaryDirectory(prefix="dnipipe-")
+
+
 def start_ranks(world: int, body: Callable[..., Any], *args: Any, backend: str = "gloo") -> tuple[list[Any], Any]:
     """Starts `body(rank, world, *args)` on each rank. Returns them, and a queue of (rank, error, pickled result)."""
     out = _CONTEXT.Queue()
-    path = os.path.join(tempfile.mkdtemp(prefix="dnipipe-"), "store")
+    path = os.path.join(tempfile.mkdtemp(dir=_folder().name), "store")
     processes = [
         _CONTEXT.Process(target=_rank_main, args=(rank, world, backend, body, args, path, out)) for rank in range(world)
     ]

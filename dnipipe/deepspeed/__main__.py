@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import deepspeed
+import torch.distributed as dist
 
 from .start import initialize
 
@@ -25,6 +26,8 @@ def main() -> None:
     script, sys.argv = arguments[0], [arguments[0], *of_launcher, *arguments[1:]]
     sys.path[0] = str(Path(script).resolve().parent)  # as `python SCRIPT.py` has it
     runpy.run_path(script, run_name="__main__")
+    if dist.is_initialized():  # few scripts end it, and gloo's threads, when cut off by the exit, may abort it
+        dist.destroy_process_group()
 
 
 if __name__ == "__main__":

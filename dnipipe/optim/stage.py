@@ -100,22 +100,35 @@ class StageOptimizer:
               batches, where each gradient is the sum of the means over several.
         """
         halves = [(p, self._weights[n]) for n, p in self._parameters.items() if self._weights[n] is not p]
-        for parameter, weight in halves:
-            weight.grad = None if parameter.grad is None else parameter.grad.float()
-            parameter.grad = None
-        if divide_by != 1.0:
-            for weight in self._weights.values():
-                if weight.grad is not None:
-                    weight.grad.div_(divide_by)
+        self._take_gradients(halves)
+        gradients = [weight.grad for weight in self._weights.values() if weight.grad is not None]
+        if divide_by != 1.0 and gradients:
+            torch._foreach_div_(gradients, divide_by)
         self.clip.clip(self._together, self._alone)
         for optimizer in self._optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = self._learning_rate(step)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-        with torch.no_grad():
-            for parameter, weight in halves:
-                parameter.copy_(weight)
+        if halves:
+            with torch.no_grad():
+                parameters, weights = zip(*halves, strict=True)
+                torch._foreach_copy_(parameters, weights)
+
+    @staticmethod
+    def _take_gradients(halves: Sequence[tuple[nn.Parameter, Tensor]]) -> None:
+        """The copies get the gradients of their parameters, which lose them."""
+        given, sums, copies = [], [], []
+        for parameter, weight in halves:
+            weight.grad = None if parameter.grad is None else torch.empty_like(weight)
+            if parameter.grad is not None and weight.grad is not None:
+                given.append(parameter)
+                sums.append(parameter.grad)
+                copies.append(weight.grad)
+        if given:  # one launch for many of them, not one each
+            torch._foreach_copy_(copies, sums)
+        for parameter in given:
+            parameter.grad = None
 
     def state_dict(self) -> dict[str, Any]:
         """{"state": {parameter: {moment: tensor}}, "clip": that of the clip}.

@@ -34,13 +34,16 @@ class WeightPrediction:
 
     def __init__(self, module: nn.Module, masters: Masters | None = None) -> None:
         self._module, self._masters = module, masters or {}
-        self._before: dict[nn.Parameter, Tensor] = {}  # the weights when begin_update() was last called
+        self._before: dict[nn.Parameter, Tensor] = {}  # the weights of this update; while _asked, of the last
         self._made: dict[int, OldWeights] = {}
+        self._asked: list[int] | None = None  # by begin_update(), and not made yet
         self._left: list[tuple[int, int]] | None = None  # the gradients at the last end_update()
         self._is_off = False
 
     def begin_update(self, lates: Iterable[int]) -> None:
-        """Call it after each update of the weights.
+        """Call it after each update of the weights, which then stay as they are until end_update().
+
+        What is foretold is computed when it is first asked for: by then a GPU has the step's first microbatch to do.
 
         Args: lates: the numbers of updates, more than 0, for which ahead() will be asked.
         """
@@ -52,34 +55,42 @@ class WeightPrediction:
                 "(steps_per_update=), or take late_weights='old'",
                 stacklevel=2,
             )
+        self._made, self._asked = {}, list(lates)
+
+    def _make(self) -> None:
+        """Once for each update."""
+        if self._asked is None:
+            return
+        lates, self._asked = self._asked, None
         values = self._values()
         # layers that were frozen or unfrozen meanwhile have no update to go by
-        knows = values.keys() == self._before.keys() and not self._is_off
-        self._made = {late: self._foretold(late, values) for late in lates} if knows else {}
-        if values.keys() != self._before.keys():
+        knows = values.keys() == self._before.keys()
+        self._made = {late: self._foretold(late, values) for late in lates} if knows and not self._is_off else {}
+        if not knows:
             self._before = {parameter: value.clone() for parameter, value in values.items()}
-        for parameter, value in values.items():
-            self._before[parameter].copy_(value)
+        elif values:
+            torch._foreach_copy_([self._before[parameter] for parameter in values], list(values.values()))
 
     def _foretold(self, late: int, values: dict[nn.Parameter, Tensor]) -> OldWeights:
-        # one pass: beyond its end, a line from the weights before to the present ones
-        ahead = [
-            torch.lerp(self._before[parameter], now, 1.0 + late).to(parameter.dtype)
-            for parameter, now in values.items()
-        ]
-        return OldWeights(self._module, ahead)
+        # one pass, few launches: beyond its end, a line from the weights before to the present ones
+        before = [self._before[parameter] for parameter in values]
+        ahead = torch._foreach_lerp(before, list(values.values()), 1.0 + late) if values else []
+        return OldWeights(self._module, [each.to(p.dtype) for p, each in zip(values, ahead, strict=True)])
 
     def end_update(self) -> None:
         """Call it before each update, when its gradients are complete."""
+        self._make()
         self._left = self._gradients()
 
     def forget(self) -> None:
         """Keeps no weights until begin_update() is called again, for which this is as if it were new."""
-        self._before, self._made, self._left = {}, {}, None
+        self._before, self._made, self._asked, self._left = {}, {}, None, None
 
     def ahead(self, updates: int) -> OldWeights | None:
         """The weights foretold for so many updates from the present ones; None where nothing is foretold: for 0, and
         before the first update."""
+        if updates:
+            self._make()
         return self._made.get(updates)
 
     def _gradients(self) -> list[tuple[int, int]] | None:
@@ -94,11 +105,12 @@ class WeightPrediction:
 
     def state_dict(self) -> list[Tensor]:
         """The weights that the next ones are compared with. Made between updates, it is all there is to know."""
+        self._make()
         return [value.clone() for value in self._before.values()]
 
     def load_state_dict(self, state: Sequence[Tensor]) -> None:
         """[] or another cut's begins anew: without a prediction until the second update."""
-        values, self._made = self._values(), {}
+        values, self._made, self._asked = self._values(), {}, None
         fits = [value.shape for value in values.values()] == [value.shape for value in state]
         pairs = zip(values.items(), state, strict=True) if fits else ()
         self._before = {parameter: old.to(own.device, own.dtype, copy=True) for (parameter, own), old in pairs}

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -19,20 +20,30 @@ def a_row(schedule="GPipe", microbatches=4, tokens_per_s=100.0, interface=None, 
         ratio_to_1f1b=None, peak_bytes=None, in_flight=4.0, interface_cost_share=0.041 if interface else None,
         commit="abc", torch="2.11", date="2030-01-31",
     )  # fmt: skip
-    measured = ("step_ms", "spread_ms", "utilisation", "predicted_ms", "in_flight")
+    measured = ("step_ms", "spread_ms", "utilisation", "bound", "predicted_ms", "in_flight")
     if tokens_per_s is None:
         row = replace(row, refused="no [such] schedule", **dict.fromkeys(measured))
     return replace(row, **changes)
 
 
 def test_rows_come_back_from_their_file_as_they_were(tmp_path):
-    rows = [a_row(step_ms=0.1 + 0.2, peak_bytes=2**40), a_row("1F1B", tokens_per_s=None, refused="„no“\n"), a_row()]
+    rows = [
+        a_row(step_ms=0.1 + 0.2, peak_bytes=2**40, peak_bytes_by_rank=[2**40, 3]),
+        a_row("1F1B", tokens_per_s=None, refused="„no“\n"),
+        a_row(),
+    ]
     path = tmp_path / "new" / "rows.json"
     write_rows(rows, path)
     assert read_rows(path) == rows
     text = path.read_text()
     assert text.startswith('[\n {\n  "device": "cpu",\n') and text.endswith("]\n")
-    assert all(not isinstance(value, dict | list) for each in json.loads(text) for value in each.values())
+    nested = {name for each in json.loads(text) for name, value in each.items() if isinstance(value, dict | list)}
+    assert nested == {"peak_bytes_by_rank"}
+
+
+def test_rows_of_an_earlier_version_are_read():
+    rows = read_rows(Path(__file__).parents[2] / "benchmarks" / "results" / "throughput_h100.json")
+    assert len(rows) == 10 and all(row.activation_bytes is None and row.tokens_per_s for row in rows)
 
 
 def test_a_nan_is_not_written_and_what_was_there_stays(tmp_path):
@@ -66,6 +77,13 @@ def test_a_file_that_holds_no_rows_is_named(tmp_path, text, said):
     path.write_text(text)
     with pytest.raises(ValueError, match=f"rows.json.*{said}"):
         read_rows(path)
+
+
+def test_the_bounds_of_ratios_are_of_bounds_at_the_same_microbatches():
+    rows = [a_row(bound=0.5), a_row("DNI", 4, 150.0, "linear", bound=1.0), a_row("DNI", 8, 900.0, "linear", bound=1.0)]
+    rows += [a_row("GPipe", 8, None, bound=None), a_row("1F1B", 8, 800.0, bound=0.8)]
+    bounds = [(row.bound_to_gpipe, row.bound_to_1f1b) for row in with_ratios(rows)]
+    assert bounds == [(1, None), (2, None), (None, 1.25), (None, None), (None, 1)]
 
 
 def test_ratios_are_of_throughput_at_the_same_microbatches():

@@ -1,6 +1,7 @@
 """The tables hold every number, say what was refused and why, and lose nothing to a narrow console or to markup."""
 
 import io
+from dataclasses import replace
 
 from rich.console import Console
 
@@ -21,6 +22,7 @@ def measured():
     for count in (8, 4):
         rows += [a_row("GPipe", count, 1000.0 * count), a_row("1F1B", count, None)]
         rows += [a_row("DNI", count, 1500.0 * count, "linear", peak_bytes=3_210_000_000, in_flight=2.5)]
+        rows[-1] = replace(rows[-1], activation_bytes=987_000_000)
     return with_ratios(rows)
 
 
@@ -30,8 +32,8 @@ def cells(line):
 
 def test_a_row_shows_its_numbers_and_a_dash_for_what_it_has_not():
     lines = [line.split() for line in shown(measured()).splitlines()]
-    assert "GPipe 4 12.3 ± 0.2 4,000 0.70 0.80 11.5 1.00 – – 4 –".split() in lines
-    assert "DNI linear 8 12.3 ± 0.2 12,000 0.70 0.80 11.5 1.50 – 3.21 GB 2.5 4.1%".split() in lines
+    assert "GPipe 4 12.3 ± 0.2 4,000 0.70 0.80 11.5 1.00 1.00 – – – – 4 –".split() in lines
+    assert "DNI linear 8 12.3 ± 0.2 12,000 0.70 0.80 11.5 1.50 1.00 – – 3.21 GB 987 MB 2.5 4.1%".split() in lines
 
 
 def test_the_title_says_the_workload():
@@ -91,7 +93,7 @@ def test_the_markdown_is_well_formed():
         title, blank, *lines = block.splitlines()
         table = [line for line in lines if line.startswith("|")]
         assert title and blank == "" and lines[: len(table)] == table
-        assert all(line.endswith("|") and line.replace("\\|", "").count("|") == 13 for line in table)
-        assert cells(table[1]) == ["---", *["---:"] * 11]
+        assert all(line.endswith("|") and line.replace("\\|", "").count("|") == 16 for line in table)
+        assert cells(table[1]) == ["---", *["---:"] * 14]
         assert not lines[len(table) :] or lines[len(table)] == ""
     assert text.count("###") == 2

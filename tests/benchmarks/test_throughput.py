@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -13,8 +15,12 @@ from torch.distributed.pipelining.schedules import get_schedule_class
 
 from benchmarks import throughput
 from benchmarks.bound import bound
-from benchmarks.contestants import chunks_of
+from benchmarks.compete import compete
+from benchmarks.contestants import Contestant, chunks_of
+from benchmarks.failures import work_of
+from benchmarks.measured import Settings
 from benchmarks.rows import Row, read_rows
+from launch.gpt import byte_gpt
 from tests.ranks import run_ranks
 
 pytestmark = pytest.mark.timeout(400)
@@ -78,6 +84,97 @@ def test_late_policies_are_measured_where_they_are_asked_for(tmp_path: Path) -> 
     assert [row.in_flight for row in rows] == [2, 1, None, None]
     shares = [row.interface_cost_share for row in rows]
     assert shares[0] is shares[2] is None and shares[1] and shares[3]
+
+
+def _short_of_memory(rank: int, device: torch.device, all_settings: Sequence[Settings], until_s: float) -> None:
+    """compete(), but at 2 microbatches GPipe's third step is one too many for rank 1; 1F1B's meets a fault there."""
+    step, steps = Contestant.step, dict[str, int]()
+
+    def failing(contestant: Contestant) -> None:
+        title, m = contestant.entry.title, contestant.num_microbatches
+        with work_of(title):
+            steps[title] = steps.get(title, 0) + 1
+            if rank == 1 and m == 2 and steps[title] == 3 and title == "GPipe":
+                raise torch.OutOfMemoryError("tried to allocate too much\nand more")
+            if rank == 1 and m == 2 and steps[title] == 3 and title == "1F1B":
+                raise RuntimeError("a fault")
+        step(contestant)
+
+    Contestant.step = failing  # type: ignore[method-assign]
+    compete(rank, device, all_settings, until_s)
+
+
+def test_who_fails_is_named_and_the_others_are_measured(tmp_path: Path) -> None:
+    rows = tmp_path / "rows.json"
+    arguments = f"{TINY} --microbatches 1,2,4 --only GPipe,1F1B,DNI:linear --json {rows}".split()
+    settings = throughput._settings(throughput._options(arguments))
+    found = throughput.measure(settings, "cpu", rows, body=_short_of_memory)
+    assert read_rows(rows) == found
+    by_name = {(row.label, row.microbatches): row for row in found}
+    assert len(by_name) == len(found) == 9
+    short = "out of memory on rank 1: tried to allocate too much"
+    # 1F1B torch itself refuses at 1; what was short of memory at 2 is not tried at 4; a fault is no reason for that
+    refused = {key: row.refused for key, row in by_name.items() if row.refused and key != ("1F1B", 1)}
+    fault = "failed with RuntimeError on rank 1: a fault"
+    assert refused == {("GPipe", 2): short, ("GPipe", 4): short, ("1F1B", 2): fault}
+    assert all(row.step_ms for row in found if row.refused is None)
+    assert list(tmp_path.glob("failure-*")) == []
+
+
+def test_what_there_is_no_time_for_is_left_out(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    arguments = f"{TINY} --microbatches 2,4 --only GPipe --limit-s 5"
+    rows = _run(arguments, tmp_path / "rows.json")
+    # the first is begun in any case; starting the processes takes most of the five seconds
+    assert [row.microbatches for row in rows][:1] == [2]
+    if len(rows) == 1:
+        assert "no time is left for M = 4" in capfd.readouterr().err
+
+
+def test_a_trace_of_each_schedule_is_kept_at_4_microbatches(tmp_path: Path) -> None:
+    _run(f"{TINY} --microbatches 1,4 --only GPipe,DNI:linear --traces {tmp_path / 'traces'}", tmp_path / "rows.json")
+    assert sorted(path.name for path in (tmp_path / "traces").iterdir()) == ["m4-DNI-linear.json", "m4-GPipe.json"]
+
+
+def test_a_config_gives_the_sizes_and_what_is_said_beside_it_wins() -> None:
+    config = str(Path(__file__).parents[2] / "launch" / "configs" / "gpt_1b.yaml")
+    given = ["--stages", "4", "--config", config, "--microbatches", "12"]
+    (settings,) = throughput._settings(throughput._options(given))
+    workload = settings.workload
+    assert (workload.width, workload.blocks_per_stage, workload.seq_len, workload.microbatch_size) == (2048, 8, 1024, 4)
+    assert workload.dtype == torch.bfloat16
+    with torch.device("meta"):
+        model = byte_gpt(vocab_size=workload.vocab_size, seq_len=1024, width=2048, depth=32, heads=workload.heads)
+    assert 1e9 < sum(each.numel() for each in model.parameters()) < 7e9
+    (smaller,) = throughput._settings(throughput._options([*given, "--width", "128", "--dtype", "float32"]))
+    assert (smaller.workload.width, smaller.workload.dtype) == (128, torch.float32)
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ("model: {factory: a:b}", "model.factory must be gpt:byte_gpt, got 'a:b'"),
+        (
+            "model: {factory: 'gpt:byte_gpt', options: {depth: 4}}",
+            "model.options lacks vocab_size, seq_len, width, heads",
+        ),
+        ("depth: 5", "5 blocks cannot be spread over 2 stages: change depth"),
+        ("heads: 4", "model.options.heads must be width / 64 = 1, got 4"),
+        ("batch_size: 9", "run.batch_size = 9: it must be a multiple of"),
+    ],
+)
+def test_a_config_of_another_model_is_refused(
+    tmp_path: Path, change: str, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = "model: {factory: 'gpt:byte_gpt', options: {vocab_size: 9, seq_len: 8, width: 64, depth: 4, heads: 1}}\n"
+    text += "pipeline: {num_microbatches: 2}\nrun: {batch_size: 4}\n"
+    name = change.split(":")[0]
+    if name == "model":
+        text = change
+    else:
+        text = re.sub(rf"{name}: \d+", change, text)
+    (tmp_path / "a.yaml").write_text(text)
+    assert throughput.main(["--config", str(tmp_path / "a.yaml"), "--json", str(tmp_path / "x.json")]) == 2
+    assert message in capsys.readouterr().err
 
 
 def _faster_than_dni(path: Path) -> list[str]:

@@ -80,6 +80,7 @@ def test_the_foretelling_goes_along_the_newest_update() -> None:
     prediction.begin_update([1, 3])
     assert prediction.ahead(1) is None  # no update yet
     first = module.weight.detach().clone()
+    prediction.end_update()
     with torch.no_grad():
         module.weight.add_(0.25)
     prediction.begin_update([1, 3])
@@ -92,11 +93,13 @@ def test_masters_know_updates_that_half_precision_loses() -> None:
     module = nn.Linear(2, 2, bias=False).to(torch.bfloat16)
     master = module.weight.detach().float()
     predictions = [WeightPrediction(module), WeightPrediction(module, {module.weight: master})]
-    for _ in range(2):
-        for prediction in predictions:
-            prediction.begin_update([16])
-        master += master * 2**-10  # a quarter of the distance to the next bfloat16
-        module.weight.data.copy_(master)
+    for prediction in predictions:
+        prediction.begin_update([16])
+        prediction.end_update()
+    master += master * 2**-10  # a quarter of the distance to the next bfloat16
+    module.weight.data.copy_(master)
+    for prediction in predictions:
+        prediction.begin_update([16])
     blind, told = (_weights(prediction.ahead(16)) for prediction in predictions)
     assert blind.dtype == told.dtype == torch.bfloat16
     assert torch.equal(blind, module.weight) and not torch.equal(told, module.weight)
@@ -116,6 +119,7 @@ def test_gradients_that_nobody_has_used_switch_it_off() -> None:
     with pytest.warns(UserWarning, match="steps_per_update="):
         prediction.begin_update([1])
     assert prediction.ahead(1) is None
+    prediction.end_update()
     module.zero_grad()
     prediction.begin_update([1])
     assert prediction.ahead(1) is None
@@ -126,10 +130,12 @@ def test_layers_frozen_and_unfrozen_begin_anew() -> None:
     module[1].requires_grad_(False)
     prediction = WeightPrediction(module)
     prediction.begin_update([1])
+    prediction.end_update()
     for layer in module:
         layer.requires_grad_(not layer.weight.requires_grad)
     prediction.begin_update([1])
     assert prediction.ahead(1) is None
+    prediction.end_update()
     prediction.begin_update([1])
     assert prediction.ahead(1) is not None
 
