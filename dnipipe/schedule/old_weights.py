@@ -26,12 +26,23 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
+
+
+class _Place(NamedTuple):
+    """Where a parameter is an attribute. table: of the owner, where writing there is all that setattr() would do."""
+
+    owner: nn.Module
+    table: dict[str, nn.Parameter | None] | None
+    name: str
+    parameter: nn.Parameter
+    copy: nn.Parameter
 
 
 class OldWeights:
@@ -47,11 +58,14 @@ class OldWeights:
         # optimizer's step for a change of what the graph saved
         own = [parameter.data for parameter in trained] if values is None else values
         copies = {parameter: nn.Parameter(value) for parameter, value in zip(trained, own, strict=True)}
-        self._module, self._places = module, list[tuple[nn.Module, str, nn.Parameter, nn.Parameter]]()
+        self._module, self._places = module, list[_Place]()
         for owner in module.modules():
+            # an LSTM lists its weights a second time, and scripts keep theirs elsewhere: these want setattr(), which
+            # takes a hundred times as long as the table that it would come to
+            table = owner._parameters if type(owner).__setattr__ is nn.Module.__setattr__ else None
             for name, parameter in owner.named_parameters(recurse=False, remove_duplicate=False):
                 if parameter in copies:
-                    self._places.append((owner, name, parameter, copies[parameter]))
+                    self._places.append(_Place(owner, table, name, parameter, copies[parameter]))
         self._copies = list(copies.items())
         self._parted: list[tuple[int, ...]] | None = None  # what was written when the parameters got other memory
 
@@ -73,13 +87,19 @@ class OldWeights:
     @contextmanager
     def in_place(self) -> Iterator[None]:
         """Within, these are the module's parameters: for a forward, and for what a backward recomputes."""
-        for owner, name, _, copy in self._places:
-            setattr(owner, name, copy)  # not owner._parameters: an LSTM lists its weights a second time
+        for owner, table, name, _, copy in self._places:
+            if table is not None:
+                table[name] = copy
+            else:
+                setattr(owner, name, copy)
         try:
             yield
         finally:
-            for owner, name, parameter, _ in self._places:
-                setattr(owner, name, parameter)
+            for owner, table, name, parameter, _ in self._places:
+                if table is not None:
+                    table[name] = parameter
+                else:
+                    setattr(owner, name, parameter)
 
     def backward(self, outputs: Sequence[Tensor], grads: Sequence[Tensor], *, retain_graph: bool = False) -> None:
         """Through a graph that was made within in_place(). Adds to the .grad of the parameters, not of the copies.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -60,6 +61,18 @@ class Recurrent(nn.Module):
         return self.inner(x)[0]
 
 
+class Listed(nn.Linear):
+    """Keeps its weight in a list, too, and goes by that, as an LSTM does in some versions of torch."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "weight":
+            self.__dict__["listed"] = [value]
+        super().__setattr__(name, value)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.linear(x, self.listed[0], self.bias)
+
+
 def _floats() -> Tensor:
     return torch.randn(3, 4, D, requires_grad=True)
 
@@ -75,6 +88,7 @@ LAYERS: dict[str, tuple[Callable[[], nn.Module], Callable[[], Tensor]]] = {
     "tied": (Tied, _floats),
     "recomputed": (Recomputed, _floats),
     "LSTM": (Recurrent, _floats),
+    "listed": (lambda: Listed(D, D), _floats),
 }
 OPTIMIZERS: dict[str, Callable[[nn.Module], torch.optim.Optimizer]] = {
     "AdamW fused": lambda module: torch.optim.AdamW(module.parameters(), lr=0.1, fused=True),
