@@ -18,7 +18,7 @@ from .results import NAMES, picture
 from .rows import PaperRow
 from .running import Job, finish, run
 
-RUNS, QUICK_RUNS = 100, 4
+RUNS, QUICK_RUNS = 100, 3
 PREDICTED = ("dni", "cdni")
 
 

@@ -288,9 +288,9 @@ class ScheduleDNI(PipelineScheduleSingle):
 
     @property
     def metrics(self) -> dict[str, float | int | str]:
-        """step, policy, loss (the newest true mean loss of a step known here; nan before the first) and its loss_step,
-        cosine and r2 of this stage's predictors, in_flight (microbatches whose true gradient is outstanding), wait_s
-        (seconds waited for neighbours), early_starts and input_r2 (of synthetic inputs). Waits for the device."""
+        """step, policy, loss (the newest true mean loss of a step known here, nan before the first) and its loss_step,
+        cosine and r2 of the predictors, in_flight (true gradients outstanding), wait_s (for neighbours); of synthetic
+        inputs early_starts (how many), early_in_step ("0 2": of the last step), input_r2. Waits for the device."""
         return dict(NOT_STARTED) if self._flow is None else self._flow.metrics()
 
     def dump_state(self) -> str:

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 NOT_STARTED: dict[str, float | int | str] = {
     "step": 0, "policy": "wait", "loss": math.nan, "loss_step": -1, "in_flight": 0, "wait_s": 0.0, "cosine": math.nan,
-    "r2": math.nan, "early_starts": 0, "input_r2": math.nan,
+    "r2": math.nan, "early_starts": 0, "early_in_step": "", "input_r2": math.nan,
 }  # fmt: skip
 """metrics() before there is a flow."""
 
@@ -28,6 +28,7 @@ def metrics(flow: Flow) -> dict[str, float | int | str]:
         "wait_s": sum(side.wait_s for side in sides),
         **(flow.learner.metrics() if flow.learner is not None else {"cosine": math.nan, "r2": math.nan}),
         "early_starts": 0,
+        "early_in_step": "",
         "input_r2": math.nan,
     }
 

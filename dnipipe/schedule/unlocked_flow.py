@@ -109,7 +109,9 @@ class UnlockedFlow(Flow):
             self.input_learner.end_step()
 
     def metrics(self) -> dict[str, float | int | str]:
+        newest = [start[2] for start in self.early_starts[-self.num_microbatches :] if start[1] == self.step - 1]
         metrics = {**super().metrics(), "early_starts": len(self.early_starts)}
+        metrics["early_in_step"] = " ".join(map(str, newest))
         if self.input_learner is not None:
             metrics["input_r2"] = self.input_learner.metrics()["r2"]
         return metrics

@@ -69,13 +69,15 @@ class UnlockedPipeline(Pipeline):
 class UnlockedOracle(Oracle):
     """late: what it replays; None: the case's own."""
 
-    def __init__(self, world: int, case: UnlockedCase, late: set[Start] | None = None) -> None:
-        super().__init__(world, case)
+    def __init__(self, world: int, case: UnlockedCase, late: set[Start] | None = None, device: str = "cpu") -> None:
+        super().__init__(world, case, device)
         plain = self.reference
         learners = [
             Learner([SyntheticInput(input_model(case.kind).module, _activation(case.kind))], models.interface_optimizer)
             for _ in range(world - 1)
         ]
+        for learner in learners:
+            learner.interfaces.to(self.device)
         self.reference = UnlockedReference(
             plain.stages,
             plain.learners,
