@@ -62,6 +62,7 @@ class _Run:
         self.stack = Stack(shape, job.models, order.device)
         self.batches = Batches(images, [model.seed for model in job.models], recipe.batch)
         self.step, self.seconds = 0, 0.0
+        self.rates_left = 1.0
         self.curves: list[list[list[float]]] = [[] for _ in job.models]
         self.chances = torch.tensor([[model.p_update] for model in job.models])
         if _checkpoint(order, job).exists():
@@ -82,6 +83,7 @@ class _Run:
         recipe = self.order.recipe
         end = min(recipe.steps, self.step + recipe.evaluate_every)
         while self.step < end:
+            self._anneal()
             self.stack.step(*self.batches.at(self.step), *self._draw())
             self.step += 1
         errors = self._errors(*self.images.test)
@@ -93,6 +95,12 @@ class _Run:
             name + " ".join(f"{model.method} {e:.2f}" for model, e in zip(self.job.models, errors, strict=True))[:160]
         )
         self._save()
+
+    def _anneal(self) -> None:
+        left = self.order.recipe.rates_left(self.step)
+        if left != self.rates_left:
+            self.stack.scale_rates(left)
+            self.rates_left = left
 
     def _draw(self) -> tuple[Tensor, Tensor] | tuple[()]:
         """Which layers are updated and in which order, drawn anew at each step; nothing if all always are."""

@@ -138,6 +138,13 @@ class Stack:
             x = layer.evaluate(x)
         return x
 
+    def scale_rates(self, factor: float) -> None:
+        """Both learning rates of each model become `factor` times what the model names, where they lie."""
+        for adam in self.adams:
+            adam.learning_rate.copy_(torch.tensor([model.learning_rate * factor for model in self.models]))
+        for adam in (cut.adam for cut in self.cuts if cut.adam is not None):
+            adam.learning_rate.copy_(torch.tensor([model.predictor_rate * factor for model in self.models]))
+
     def state(self) -> list[Tensor]:
         """All that training changes, live, in a fixed order."""
         parts = [each for layer in self.layers for each in (*layer.parameters, *layer.statistics)]
