@@ -140,10 +140,11 @@ class Stack:
 
     def scale_rates(self, factor: float) -> None:
         """Both learning rates of each model become `factor` times what the model names, where they lie."""
+        rates = torch.tensor([(m.learning_rate, m.predictor_rate) for m in self.models], dtype=torch.float64) * factor
         for adam in self.adams:
-            adam.learning_rate.copy_(torch.tensor([model.learning_rate * factor for model in self.models]))
+            adam.learning_rate.copy_(rates[:, 0])
         for adam in (cut.adam for cut in self.cuts if cut.adam is not None):
-            adam.learning_rate.copy_(torch.tensor([model.predictor_rate * factor for model in self.models]))
+            adam.learning_rate.copy_(rates[:, 1])
 
     def state(self) -> list[Tensor]:
         """All that training changes, live, in a fixed order."""
