@@ -9,11 +9,14 @@ from statistics import mean
 from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
+from .results import NAMES
 from .rows import PaperRow
+from .ticks import plain_log_ticks
 
 MEASURES = ("L2 distance", "cosine", "wrong signs, %")
-STYLES = {"dni": ":", "cdni": "-"}
+STYLES = {"cdni": "-", "dni": ":"}
 
 
 def nearness_picture(rows: Sequence[PaperRow], path: Path) -> None:
@@ -35,8 +38,7 @@ def nearness_picture(rows: Sequence[PaperRow], path: Path) -> None:
             _dress(axes, measure if column == 0 else "", "log" if number == 0 else "linear")
         panels[0][column].set_title("linear" if depth == 0 else f"{depth} hidden", fontsize=10)
         panels[-1][column].set_xlabel("step")
-    handles, labels = panels[0][0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside right upper", frameon=False, fontsize=8)
+    figure.legend(handles=_key(measured), loc="outside right upper", frameon=False, fontsize=8)
     figure.savefig(path)
 
 
@@ -49,12 +51,27 @@ def _lines(axes: Axes, rows: Sequence[PaperRow], index: int, scale: float) -> No
                 continue
             steps = [point[0] for point in curves[0]]
             means = [scale * mean(point[index] for point in points) for points in zip(*curves, strict=True)]
-            colour = colormaps["viridis"](0.9 * (position - 1) / max(1, len(positions) - 1))
-            label = f"{'cDNI' if method == 'cdni' else 'DNI'}, after layer {position}"
-            axes.plot(steps, means, style, color=colour, lw=1.3, label=label)
+            axes.plot(steps, means, style, color=_colour(position, len(positions)), lw=1.3)
+
+
+def _key(rows: Sequence[PaperRow]) -> list[Line2D]:
+    positions = sorted({row.position or 0 for row in rows})
+    colours = [
+        Line2D([], [], color=_colour(position, len(positions)), label=f"after layer {position}")
+        for position in positions
+    ]
+    return colours + [
+        Line2D([], [], color="#555555", ls=style, label=NAMES[method]) for method, style in STYLES.items()
+    ]
+
+
+def _colour(position: int, count: int) -> tuple[float, float, float, float]:
+    return colormaps["viridis"](0.9 * (position - 1) / max(1, count - 1))
 
 
 def _dress(axes: Axes, measure: str, scale: str) -> None:
     axes.set(ylabel=measure, yscale=scale)
+    if scale == "log":
+        plain_log_ticks(axes.yaxis)
     axes.grid(color="#e4e4e4")
     axes.spines[["top", "right"]].set_visible(False)

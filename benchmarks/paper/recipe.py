@@ -61,7 +61,7 @@ steps, while the hidden layers of an interface hardly notice. Divided by their r
 followed as fast, which ruins hidden layers; at the usual 1e-3 to 1e-2 deep networks do not learn at all (docs/log.md).
 """
 
-QUICK = Recipe("quick", 1000, 250, 64, 3e-3, 1e-4, 128, (0, 1), 128, normalise=False, anneal=True)
+QUICK = Recipe("quick", 1000, 100, 64, 3e-3, 3e-4, 128, (0, 1), 128, normalise=False, anneal=True)
 """Ours, narrow and short, for the order of the methods."""
 
 RECIPES = {recipe.name: recipe for recipe in (PAPER, OURS, QUICK)}

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 
 from .figures import GIVEN, REMEMBERED
 from .rows import HONEST_RULE, PAPER_RULE, PaperRow, chosen_by
+from .ticks import plain_log_ticks
 
 NAMES = {"no_bprop": "no backprop", "bprop": "backprop", "stale": "stale gradient", "dni": "DNI", "cdni": "cDNI"}
 COLOURS = {"no_bprop": "#999999", "bprop": "#222222", "stale": "#e69f00", "dni": "#0072b2", "cdni": "#d55e00"}
@@ -50,13 +51,17 @@ def table(rows: Sequence[PaperRow]) -> str:
 
 
 def picture(rows: Sequence[PaperRow], path: Path, x: str, of: Callable[[PaperRow], float]) -> None:
-    """Test error by held-out choice over whatever `of` reads off a row; one line for each method."""
+    """Test error by held-out choice over whatever `of` reads off a row; a line a method, level if it has one place."""
     figure, axes = _axes(x)
+    levels = len({of(row) for row in rows}) > 1
     for method in (method for method in NAMES if any(row.method == method for row in rows)):
         chosen = [row for row in chosen_by(rows, HONEST_RULE) if row.method == method]
         places = sorted({of(row) for row in chosen})
         errors = [mean(row.test_error_percent for row in chosen if of(row) == place) for place in places]
-        axes.plot(places, errors, "o-", color=COLOURS[method], label=NAMES[method], lw=1.5, ms=4)
+        if levels and len(places) == 1:
+            axes.axhline(errors[0], ls="--", color=COLOURS[method], label=NAMES[method], lw=1.2)
+        else:
+            axes.plot(places, errors, "o-", color=COLOURS[method], label=NAMES[method], lw=1.5, ms=4)
     axes.legend(frameon=False)
     figure.savefig(path)
 
@@ -76,6 +81,7 @@ def _axes(x: str) -> tuple[Figure, Axes]:
     figure = Figure(figsize=(7, 4.5), dpi=120, layout="constrained")
     axes = figure.add_subplot()
     axes.set(xlabel=x, ylabel="test error, %", yscale="log")
+    plain_log_ticks(axes.yaxis)
     axes.grid(color="#e4e4e4", which="both")
     axes.spines[["top", "right"]].set_visible(False)
     return figure, axes

@@ -172,9 +172,13 @@ class _Run:
 
 
 def agreement(synthetic: Tensor, true: Tensor) -> Tensor:
-    """L2 distance, cosine, share of wrong signs of each model's gradients, mean over the batch: (E, D, B) -> (E, 3)."""
+    """L2 distance, mean over the batch; cosine of the whole batch; share of wrong signs: (E, D, B) -> (E, 3).
+
+    The cosine is one over all examples, because most of them are right soon and have next to no gradient: theirs would
+    drown the few that the layers below learn from.
+    """
     distance = (synthetic - true).norm(dim=1).mean(-1)
-    cosine = torch.cosine_similarity(synthetic, true, dim=1, eps=1e-30).mean(-1)
+    cosine = torch.cosine_similarity(synthetic.flatten(1), true.flatten(1), dim=1, eps=1e-30)
     wrong = (synthetic.sign() != true.sign()).float().mean((1, 2))
     return torch.stack([distance, cosine, wrong], 1)
 
