@@ -1,7 +1,7 @@
-"""The parts of E convolutional networks that train at once: a stack is one network with E times the channels, in groups.
+"""The parts of E convolutional networks that train at once: one network with E times the channels, in groups.
 
-Activations are (B, E, C, H, W), so a grouped convolution, batch normalisation and pooling take them without a copy. What
-a label enters and what comes out of the last layer is as in stacked.py, (E, C, B).
+Activations are (B, E, C, H, W), so a grouped convolution, batch normalisation and pooling take them without a copy.
+One-hot labels, and what comes out of the last layer, are (E, C, B), as in stacked.py.
 """
 
 from __future__ import annotations
@@ -89,7 +89,8 @@ class ConvPredictor:
         first = filters[0][0].weight.new_zeros(len(interfaces), filters[0][0].out_channels, inputs, KERNEL, KERNEL)
         for own, module in zip(first, filters[0], strict=True):
             own[:, : module.in_channels] = module.weight.detach()
-        rest = [each for norm, column in zip(norms, filters[1:], strict=True) for each in (norm, stack(column, "weight"))]
+        weights = [stack(column, "weight") for column in filters[1:]]
+        rest = [each for pair in zip(norms, weights, strict=True) for each in pair]
         self.parameters = [first, *rest, stack(filters[-1], "bias")]
         for parameter in self.parameters:
             parameter.requires_grad_()
@@ -106,7 +107,7 @@ class ConvPredictor:
 
 
 def convolve(weight: Tensor, x: Tensor) -> Tensor:
-    """weight (E, out, in, 5, 5), x (B, E, in, H, W), or (B, S, in, H, W), each for E / S neighbours -> (B, E, out, H, W)."""
+    """weight (E, out, in, 5, 5), x (B, E or S, in, H, W), each of S for E / S neighbours -> (B, E, out, H, W)."""
     filtered = F.conv2d(x.flatten(1, 2), weight.flatten(0, 1), padding=KERNEL // 2, groups=x.shape[1])
     return filtered.unflatten(1, weight.shape[:2])
 

@@ -1,4 +1,4 @@
-"""Batch normalisation with ReLU, and Adam, for E models: by kernels of their own on a GPU, of torch's operations else."""
+"""Batch normalisation with ReLU, and Adam, for E models: by our own kernels on a GPU, else by torch's operations."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def norm_relu(x: Tensor, norm: Tensor) -> tuple[Tensor, Tensor, Tensor]:
              without a graph.
     """
     if _has_kernels(x):
-        return _NormRelu.apply(x, norm)  # type: ignore[no-untyped-call]
+        return _NormRelu.apply(x, norm)
     normal, mean, inverse = torch.native_layer_norm(x, x.shape[-1:], None, None, EPS)
     scale, shift = norm.unsqueeze(-1).unbind(1)
     return torch.relu(torch.addcmul(shift, normal, scale)), mean.detach().squeeze(-1), inverse.detach().squeeze(-1)

@@ -53,7 +53,8 @@ class PaperRow:
     @property
     def cell(self) -> tuple[object, ...]:
         """What a table has one figure for; p_update is a matter of single rows."""
-        return self.dataset, self.model, self.layers, self.method, self.position or 0, self.p_update
+        where = self.dataset, self.model, self.layers, self.method, self.position or 0, self.p_update
+        return *where, self.recipe, self.steps
 
     @property
     def choice(self) -> tuple[object, ...]:

@@ -208,7 +208,7 @@ class Stack:
     def _one_hots(self, label: Tensor) -> tuple[Tensor, Tensor]:
         """Label (B,) or (S, B) -> (C, B) or (E, C, B), and what interfaces see of it: (E, padded(C), B)."""
         if label.ndim == 2:
-            label = label.repeat_interleave(len(self.models) // len(label), 0)
+            label = label.unsqueeze(1).expand(-1, len(self.models) // len(label), -1).flatten(0, 1)
         wide = (label.unsqueeze(-2) == self.classes).to(self.conditional.dtype)
         return wide[..., : self.shape.num_classes, :], wide * self.conditional
 

@@ -83,7 +83,9 @@ class Layer:
             return affine(weight, other, x)
         mean, variance = self.statistics
         scale = other[:, 0] * (variance + EPS).rsqrt()
-        return torch.addcmul((other[:, 1] - mean * scale).unsqueeze(-1), product(weight, x), scale.unsqueeze(-1)).relu_()
+        return torch.addcmul(
+            (other[:, 1] - mean * scale).unsqueeze(-1), product(weight, x), scale.unsqueeze(-1)
+        ).relu_()
 
     @torch.no_grad()
     def _remember(self, mean: Tensor, inverse: Tensor, batch: int) -> None:
