@@ -40,6 +40,10 @@ class Shape:
     def sizes(self) -> list[int]:
         return [self.features, *[self.width] * (self.layers - 1), self.num_classes]
 
+    def at(self, cut: int) -> tuple[int, ...]:
+        """The shape of what comes out of `cut` hidden layers for one image."""
+        return (self.sizes[cut],)
+
 
 @dataclass(frozen=True)
 class Model:

@@ -28,7 +28,7 @@ def table(rows: Sequence[PaperRow]) -> str:
         "| from memory, unverified |",
         "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
-    for cell in sorted({row.cell for row in rows}, key=str):
+    for cell in sorted({row.cell for row in rows}):
         alike = [row for row in rows if row.cell == cell]
         row = alike[0]
         place = (row.dataset, row.layers, row.method, row.position)
