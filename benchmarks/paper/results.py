@@ -8,6 +8,7 @@ from statistics import mean, stdev
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from .figures import GIVEN, REMEMBERED
 from .rows import HONEST_RULE, PAPER_RULE, PaperRow, chosen_by
@@ -62,6 +63,8 @@ def picture(rows: Sequence[PaperRow], path: Path, x: str, of: Callable[[PaperRow
             axes.axhline(errors[0], ls="--", color=COLOURS[method], label=NAMES[method], lw=1.2)
         else:
             axes.plot(places, errors, "o-", color=COLOURS[method], label=NAMES[method], lw=1.5, ms=4)
+    if all(float(of(row)).is_integer() for row in rows):
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.legend(frameon=False)
     figure.savefig(path)
 
