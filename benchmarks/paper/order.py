@@ -49,7 +49,7 @@ def read_order(experiment: str, description: str, layers: str, quick_layers: str
     several = ", or several, as a,b" if experiment == "every_layer" else ""
     datasets, networks = _words("mnist", "cifar10"), _words("fcn", "cnn")
     parser.add_argument("--dataset", type=datasets, default=("mnist",), help=f"mnist or cifar10{several}")
-    parser.add_argument("--network", type=networks, default=("fcn",), help=f"fcn or cnn{several}")
+    parser.add_argument("--network", type=networks, help=f"fcn or cnn{several}; with --quick both")
     parser.add_argument("--layers", type=_numbers, help=f"default {layers}; with --quick {quick_layers}")
     parser.add_argument("--seeds", type=_numbers, help="default 0,1,2; with --quick 0")
     parser.add_argument("--steps", type=int, help="of each model; default: the recipe's")
@@ -65,6 +65,8 @@ def read_order(experiment: str, description: str, layers: str, quick_layers: str
     parser.add_argument("--images", type=int, help="take only so many training and test images")
     parser.add_argument("--save-every-s", type=float, default=120.0, help="seconds between checkpoints of a stack")
     given = parser.parse_args(argv)
+    both = given.quick and experiment == "every_layer"
+    given.network = given.network or (("fcn", "cnn") if both else ("fcn",))
     for name in ("stack", "workers", "filters"):
         if getattr(given, name) is not None and getattr(given, name) < 1:
             parser.error(f"--{name} {getattr(given, name)}: must be 1 or more")
