@@ -1,7 +1,7 @@
 """A network of 21 layers, each learning by an interface that sees the label, beside backprop.
 
 python -m benchmarks.paper.deep --quick
-python -m benchmarks.paper.deep --device cuda --limit-s 500
+python -m benchmarks.paper.deep --device cuda --limit-s 500 --hidden 0,1,2
 """
 
 from __future__ import annotations
@@ -16,12 +16,13 @@ from .running import Job, finish, run
 
 
 def jobs_of(order: Order) -> list[Job]:
-    """Linear interfaces, which the paper found enough here."""
+    """By default linear interfaces, which the paper found enough here."""
     jobs = []
     for layers in order.layers:
-        for method, num_hidden in (("bprop", None), ("cdni", 0)):
+        for method, num_hidden in [("bprop", None), *(("cdni", number) for number in order.recipe.num_hidden)]:
             models = tuple(order.recipe.model(method, seed) for seed in order.seeds)
-            jobs.append(Job(f"L{layers}_{method}", layers, num_hidden, models))
+            name = method if num_hidden is None else f"{method}_hidden{num_hidden}"
+            jobs.append(Job(f"L{layers}_{name}", layers, num_hidden, models))
     return jobs
 
 
@@ -31,7 +32,7 @@ def write(rows: Sequence[PaperRow], path: Path) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    order = read_order("deep", __doc__ or "", "21", "21", argv)
+    order = read_order("deep", __doc__ or "", "21", "21", argv, hidden="0")
     finish(order, *run(order, jobs_of(order)), write)
 
 

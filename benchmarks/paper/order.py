@@ -41,8 +41,15 @@ class Order:
         return self.datasets[0]
 
 
-def read_order(experiment: str, description: str, layers: str, quick_layers: str, argv: Sequence[str] | None) -> Order:
-    """The options that all experiments share."""
+def read_order(
+    experiment: str,
+    description: str,
+    layers: str,
+    quick_layers: str,
+    argv: Sequence[str] | None,
+    hidden: str | None = None,
+) -> Order:
+    """The options that all experiments share; hidden: the default of --hidden, None: the recipe's."""
     parser = argparse.ArgumentParser(prog=f"python -m benchmarks.paper.{experiment}", description=description)
     parser.add_argument("--quick", action="store_true", help="narrow and short: two minutes of two CPU cores")
     parser.add_argument("--recipe", choices=["paper", "ours"], default="ours", help="see recipe.py")
@@ -51,6 +58,9 @@ def read_order(experiment: str, description: str, layers: str, quick_layers: str
     parser.add_argument("--dataset", type=datasets, default=("mnist",), help=f"mnist or cifar10{several}")
     parser.add_argument("--network", type=networks, help=f"fcn or cnn{several}; with --quick both")
     parser.add_argument("--layers", type=_numbers, help=f"default {layers}; with --quick {quick_layers}")
+    parser.add_argument(
+        "--hidden", type=_numbers, help=f"hidden layers of the interfaces, 0 to 2; default {hidden or 'the recipe'}"
+    )
     parser.add_argument("--seeds", type=_numbers, help="default 0,1,2; with --quick 0")
     parser.add_argument("--steps", type=int, help="of each model; default: the recipe's")
     parser.add_argument("--filters", type=int, help="of each convolution; default 64, with --quick 6")
@@ -79,6 +89,10 @@ def read_order(experiment: str, description: str, layers: str, quick_layers: str
         if given.steps < 1:
             parser.error(f"--steps {given.steps}: a model is trained for 1 step or more")
         recipe = replace(recipe, steps=given.steps)
+    num_hidden = given.hidden or (_numbers(hidden) if hidden else recipe.num_hidden)
+    if not set(num_hidden) <= {0, 1, 2}:
+        parser.error(f"--hidden {given.hidden}: an interface has 0, 1 or 2 hidden layers")
+    recipe = replace(recipe, num_hidden=num_hidden)
     what = "quick" if given.quick else "_".join((*given.network, *given.dataset, recipe.name))
     return Order(
         experiment=experiment,

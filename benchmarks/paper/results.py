@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from .convolutional_figures import REMEMBERED_CONVOLUTIONAL
 from .figures import GIVEN, REMEMBERED
 from .rows import HONEST_RULE, PAPER_RULE, PaperRow, chosen_by
+from .ticks import plain_log_ticks
 
 NAMES = {"no_bprop": "no backprop", "bprop": "backprop", "stale": "stale gradient", "dni": "DNI", "cdni": "cDNI"}
 COLOURS = {"no_bprop": "#999999", "bprop": "#222222", "stale": "#e69f00", "dni": "#0072b2", "cdni": "#d55e00"}
@@ -55,23 +56,18 @@ def table(rows: Sequence[PaperRow]) -> str:
 
 
 def picture(rows: Sequence[PaperRow], path: Path, x: str, of: Callable[[PaperRow], float]) -> None:
-    """Test error by held-out choice over whatever `of` reads off a row; one line for each method, spread over seeds.
+    """Test error by held-out choice over whatever `of` reads off a row, with its spread over the seeds.
 
-    A panel for each dataset and network.
+    A panel for each dataset, network, recipe and number of steps; in it a line for each method, level if the method has
+    one place only.
     """
-    panels = sorted({(row.dataset, row.model) for row in rows})
+    panels = sorted({(row.dataset, row.model, row.recipe, row.steps) for row in rows})
     figure, all_axes = _panels(x, len(panels))
-    for axes, (dataset, network) in zip(all_axes, panels, strict=True):
-        axes.set_title(f"{dataset}, {network}")
-        here = [row for row in chosen_by(rows, HONEST_RULE) if (row.dataset, row.model) == (dataset, network)]
-        for method in (method for method in NAMES if any(row.method == method for row in here)):
-            by_place: dict[float, list[float]] = {}
-            for row in sorted((row for row in here if row.method == method), key=of):
-                by_place.setdefault(of(row), []).append(row.test_error_percent)
-            means = [mean(errors) for errors in by_place.values()]
-            spread = [stdev(errors) if len(errors) > 1 else 0.0 for errors in by_place.values()]
-            look: dict[str, Any] = {"color": COLOURS[method], "label": NAMES[method], "lw": 1.5, "ms": 4, "capsize": 2}
-            axes.errorbar(list(by_place), means, spread, fmt="o-", **look)
+    for axes, panel in zip(all_axes, panels, strict=True):
+        axes.set_title(f"{panel[0]}, {panel[1]}, {panel[3]} steps", fontsize=10)
+        chosen = chosen_by(rows, HONEST_RULE)
+        here = [row for row in chosen if (row.dataset, row.model, row.recipe, row.steps) == panel]
+        _lines(axes, here, of)
     all_axes[0].legend(frameon=False)
     figure.savefig(path)
 
@@ -87,11 +83,27 @@ def curves(rows: Sequence[PaperRow], path: Path) -> None:
     figure.savefig(path)
 
 
+def _lines(axes: Axes, rows: Sequence[PaperRow], of: Callable[[PaperRow], float]) -> None:
+    levels = len({of(row) for row in rows}) > 1
+    for method in (method for method in NAMES if any(row.method == method for row in rows)):
+        by_place: dict[float, list[float]] = {}
+        for row in sorted((row for row in rows if row.method == method), key=of):
+            by_place.setdefault(of(row), []).append(row.test_error_percent)
+        means = [mean(errors) for errors in by_place.values()]
+        look: dict[str, Any] = {"color": COLOURS[method], "label": NAMES[method]}
+        if levels and len(means) == 1:
+            axes.axhline(means[0], ls="--", lw=1.2, **look)
+        else:
+            spread = [stdev(errors) if len(errors) > 1 else 0.0 for errors in by_place.values()]
+            axes.errorbar(list(by_place), means, spread, fmt="o-", lw=1.5, ms=4, capsize=2, **look)
+
+
 def _panels(x: str, count: int) -> tuple[Figure, list[Axes]]:
     figure = Figure(figsize=(7 if count == 1 else 4.5 * count, 4.5), dpi=120, layout="constrained")
     panels = [figure.add_subplot(1, count, number + 1) for number in range(count)]
     for axes in panels:
         axes.set(xlabel=x, yscale="log")
+        plain_log_ticks(axes.yaxis)
         axes.grid(color="#e4e4e4", which="both")
         axes.spines[["top", "right"]].set_visible(False)
     panels[0].set_ylabel("test error, %")

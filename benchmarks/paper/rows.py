@@ -24,7 +24,7 @@ class PaperRow:
             none.
         seconds_of_stack: of training and evaluating the models_of_stack models of its stack, all calls together.
         curve: of each evaluation [step, test error %], and of `single` also [L2 distance, cosine, share of wrong signs]
-            of the synthetic and the true gradient.
+            of the synthetic and the true gradient, see training.agreement.
     """
 
     experiment: str

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from .nearness import nearness_picture
 from .order import Order, read_order
 from .results import picture, table
 from .rows import HONEST_RULE, PaperRow, chosen_by
@@ -30,8 +31,9 @@ def jobs_of(order: Order) -> list[Job]:
 
 
 def write(rows: Sequence[PaperRow], path: Path) -> str:
-    """Below the errors, how near the synthetic gradient of the last evaluation was; the rows have it over training."""
-    picture(rows, path, "position (0: backprop)", lambda row: row.position or 0)
+    """Below the errors, how near the last synthetic gradients were; a second picture has it over training."""
+    picture(rows, path, "the one interface is after layer", lambda row: row.position or 0)
+    nearness_picture(rows, path.with_name(f"{path.stem}_gradients.png"))
     lines = [
         "",
         "| method | after layer | hidden | seed | L2 distance | cosine | wrong signs, % |",

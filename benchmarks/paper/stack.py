@@ -124,6 +124,8 @@ class Stack:
             predictor = predictor_of([each[cut].to(like) for each in interfaces], classes) if interfaces[0] else None
             at = shape.at(cut + 1)
             self.cuts.append(Cut(kinds, models, predictor, at, layout, shape.normalise, like))
+        all_adams = [*self.adams, *(cut.adam for cut in self.cuts if cut.adam is not None)]
+        self.named_rates = [(adam, adam.learning_rate.clone()) for adam in all_adams]
         self.is_sparse = any(model.p_update < 1 for model in models)
         self.seen: list[tuple[Tensor | None, Tensor]] = []
         """Of the last step, from the last cut down: what was predicted, and what came home, both like activations."""
@@ -158,6 +160,11 @@ class Stack:
         for layer in self.layers:
             x = layer.evaluate(x)
         return x
+
+    def scale_rates(self, factor: float) -> None:
+        """Both learning rates of each model become `factor` times what the model names, where they lie."""
+        for adam, named in self.named_rates:
+            torch.mul(named, factor, out=adam.learning_rate)  # on the device: a copy from here would wait for it
 
     def state(self) -> list[Tensor]:
         """All that training changes, live, in a fixed order."""

@@ -36,6 +36,7 @@ class Training:
         self.order, self.job, self.images, self.recipe = order, job, images, job.recipe
         self.checkpoint = order.json.parent / f"{order.json.stem}_{job.dataset}_{job.network}_{job.name}.pt"
         self.step, self.seconds, self.saved_at = 0, 0.0, time.monotonic()
+        self.rates_left = 1.0
         self.curves: list[list[list[float]]] = [[] for _ in job.models]
         self.chances = torch.tensor([[model.p_update] for model in job.models])
         self.stream, self.event = stream, torch.cuda.Event() if stream is not None else None
@@ -62,10 +63,17 @@ class Training:
         with self._on_stream():
             while self.step < end:
                 steps = self.steps if end - self.step >= self.steps.count else self.single
+                self._anneal()
                 steps(self.step)
                 self.step += steps.count
             if self.event is not None:
                 self.event.record()
+
+    def _anneal(self) -> None:
+        left = self.recipe.rates_left(self.step)
+        if left != self.rates_left:
+            self.stack.scale_rates(left)
+            self.rates_left = left
 
     def look(self) -> None:
         """Evaluates all models on the test set, unless that has been done at this step."""
@@ -168,9 +176,13 @@ class Training:
 
 
 def agreement(synthetic: Tensor, true: Tensor) -> Tensor:
-    """L2 distance, cosine, share of wrong signs of each model's gradients, mean over the batch: (E, D, B) -> (E, 3)."""
+    """L2 distance, mean over the batch; cosine of the whole batch; share of wrong signs: (E, D, B) -> (E, 3).
+
+    The cosine is one over all examples, because most of them are right soon and have next to no gradient: theirs would
+    drown the few that the layers below learn from.
+    """
     distance = (synthetic - true).norm(dim=1).mean(-1)
-    cosine = torch.cosine_similarity(synthetic, true, dim=1, eps=1e-30).mean(-1)
+    cosine = torch.cosine_similarity(synthetic.flatten(1), true.flatten(1), dim=1, eps=1e-30)
     wrong = (synthetic.sign() != true.sign()).float().mean((1, 2))
     return torch.stack([distance, cosine, wrong], 1)
 

@@ -182,6 +182,18 @@ def test_a_batch_for_some_is_that_batch_for_each(shape: Shape, make: Any) -> Non
             torch.testing.assert_close(own, its, rtol=1e-7, atol=1e-7)
 
 
+def test_scaled_rates_are_those_of_models_that_name_them() -> None:
+    shape = _shape(1)
+    scaled = Stack(shape, [Model("cdni", learning_rate=1e-2, predictor_rate=4e-2)], dtype=torch.float64)
+    named = Stack(shape, [Model("cdni", learning_rate=0.25e-2, predictor_rate=1e-2)], dtype=torch.float64)
+    scaled.scale_rates(0.5)
+    scaled.scale_rates(0.25)  # of what the model names, not of what it was
+    for x, label in _batches(0):
+        scaled.step(x.T.contiguous(), label)
+        named.step(x.T.contiguous(), label)
+    assert all(torch.equal(one, other) for one, other in zip(scaled.state(), named.state(), strict=True))
+
+
 def test_a_loaded_state_goes_on_as_the_saved_one() -> None:
     shape, models = _shape(0, normalise=True), [Model("cdni", seed=0, **RATES), Model("stale", decay=0.5, **RATES)]
     first, second = Stack(shape, models), Stack(shape, [Model("cdni", seed=7, **RATES), models[1]])
