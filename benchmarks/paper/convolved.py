@@ -108,7 +108,10 @@ class ConvPredictor:
 
 def convolve(weight: Tensor, x: Tensor) -> Tensor:
     """weight (E, out, in, 5, 5), x (B, E or S, in, H, W), each of S for E / S neighbours -> (B, E, out, H, W)."""
-    filtered = F.conv2d(x.flatten(1, 2), weight.flatten(0, 1), padding=KERNEL // 2, groups=x.shape[1])
+    filters = weight.flatten(0, 1)
+    if filters.is_cuda:
+        filters = filters.contiguous(memory_format=torch.channels_last)  # the order that tensor cores take
+    filtered = F.conv2d(x.flatten(1, 2), filters, padding=KERNEL // 2, groups=x.shape[1])
     return filtered.unflatten(1, weight.shape[:2])
 
 

@@ -57,6 +57,7 @@ class _NormRelu(torch.autograd.Function):
         out, mean, inverse = _kernels().norm_relu(x, norm, EPS)
         ctx.save_for_backward(x, norm, mean, inverse)
         ctx.mark_non_differentiable(mean, inverse)
+        ctx.set_materialize_grads(False)  # else zeros would be made for mean and inverse
         return out, mean, inverse
 
     @staticmethod

@@ -56,7 +56,7 @@ def read_order(
     several = ", or several, as a,b" if experiment == "every_layer" else ""
     datasets, networks = _words("mnist", "cifar10"), _words("fcn", "cnn")
     parser.add_argument("--dataset", type=datasets, default=("mnist",), help=f"mnist or cifar10{several}")
-    parser.add_argument("--network", type=networks, default=("fcn",), help=f"fcn or cnn{several}")
+    parser.add_argument("--network", type=networks, help=f"fcn or cnn{several}; with --quick both")
     parser.add_argument("--layers", type=_numbers, help=f"default {layers}; with --quick {quick_layers}")
     parser.add_argument(
         "--hidden", type=_numbers, help=f"hidden layers of the interfaces, 0 to 2; default {hidden or 'the recipe'}"
@@ -75,6 +75,8 @@ def read_order(
     parser.add_argument("--images", type=int, help="take only so many training and test images")
     parser.add_argument("--save-every-s", type=float, default=120.0, help="seconds between checkpoints of a stack")
     given = parser.parse_args(argv)
+    both = given.quick and experiment == "every_layer"
+    given.network = given.network or (("fcn", "cnn") if both else ("fcn",))
     for name in ("stack", "workers", "filters"):
         if getattr(given, name) is not None and getattr(given, name) < 1:
             parser.error(f"--{name} {getattr(given, name)}: must be 1 or more")

@@ -54,14 +54,15 @@ class PlainModel:
     Args:    dtype: float64 for comparisons; then dnipipe's interfaces must be kept from computing in float32.
     """
 
-    def __init__(self, shape: Shape, model: Model, dtype: torch.dtype = torch.float32) -> None:
+    def __init__(self, shape: Shape, model: Model, dtype: torch.dtype = torch.float32, device: str = "cpu") -> None:
         layers, interfaces = build(shape, model)
-        self.layers = [layer.to(dtype) for layer in layers]
+        self.layers = [layer.to(device, dtype) for layer in layers]
         self.sources, self.decay = model.sources(shape.layers), model.decay
-        self.averages = [torch.zeros(shape.at(cut), dtype=dtype) for cut in range(1, shape.layers)]
+        self.averages = [torch.zeros(shape.at(cut), dtype=dtype, device=device) for cut in range(1, shape.layers)]
         self.optimizers = [torch.optim.Adam(layer.parameters(), lr=model.learning_rate) for layer in layers]
+        rate = model.predictor_rate
         self.learners = [
-            Learner([interface.to(dtype)], lambda parameters: torch.optim.Adam(parameters, lr=model.predictor_rate))
+            Learner([interface.to(device, dtype)], lambda parameters: torch.optim.Adam(parameters, lr=rate))
             for interface in interfaces
         ]
 

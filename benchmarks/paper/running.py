@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -15,7 +14,7 @@ from .batches import Images
 from .job import Job, split
 from .order import Order
 from .rows import PaperRow, read_rows, selected, write_rows
-from .training import Training, agreement
+from .training import Training, agreement, fast_products
 
 __all__ = ["Job", "agreement", "finish", "run"]
 
@@ -52,7 +51,7 @@ def run(order: Order, jobs: Sequence[Job]) -> tuple[list[PaperRow], bool]:
     waiting = [job for job in split([job.completed(order) for job in jobs], order.stack) if not job.is_done(rows)]
     active: dict[int, Training] = {}
     start, clock = _Starter(order), _Clock(order.limit_s)
-    with _fast_products():
+    with fast_products():
         while active or waiting:
             for place in [place for place in range(order.workers) if place not in active][: len(waiting)]:
                 active[place] = start(waiting.pop(0), place)
@@ -107,19 +106,6 @@ def _stop(active: Mapping[int, Training], looked_at: int) -> None:
         if place != looked_at:
             training.look()
         training.save()
-
-
-@contextmanager
-def _fast_products() -> Iterator[None]:
-    """On a GPU products of float32 matrices by tensor cores, in TF32; convolutions by the fastest way, tried out."""
-    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.benchmark
-    torch.set_float32_matmul_precision("high")
-    torch.backends.cudnn.benchmark = True
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(before[0])
-        torch.backends.cudnn.benchmark = before[1]
 
 
 def finish(
