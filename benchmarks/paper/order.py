@@ -51,53 +51,17 @@ def read_order(
 ) -> Order:
     """The options that all experiments share; hidden: the default of --hidden, None: the recipe's."""
     parser = argparse.ArgumentParser(prog=f"python -m benchmarks.paper.{experiment}", description=description)
-    parser.add_argument("--quick", action="store_true", help="narrow and short: two minutes of two CPU cores")
-    parser.add_argument("--recipe", choices=["paper", "ours"], default="ours", help="see recipe.py")
-    several = ", or several, as a,b" if experiment == "every_layer" else ""
-    datasets, networks = _words("mnist", "cifar10"), _words("fcn", "cnn")
-    parser.add_argument("--dataset", type=datasets, default=("mnist",), help=f"mnist or cifar10{several}")
-    parser.add_argument("--network", type=networks, help=f"fcn or cnn{several}; with --quick both")
-    parser.add_argument("--layers", type=_numbers, help=f"default {layers}; with --quick {quick_layers}")
-    parser.add_argument(
-        "--hidden", type=_numbers, help=f"hidden layers of the interfaces, 0 to 2; default {hidden or 'the recipe'}"
-    )
-    parser.add_argument("--seeds", type=_numbers, help="default 0,1,2; with --quick 0")
-    parser.add_argument("--steps", type=int, help="of each model; default: the recipe's")
-    parser.add_argument("--filters", type=int, help="of each convolution; default 64, with --quick 6")
-    parser.add_argument("--stack", type=int, help="most models of a stack; default: all that are alike in shape")
-    parser.add_argument("--workers", type=int, help="stacks that train side by side; default 3 on a GPU, 1 on a CPU")
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--json", type=Path, help="rows; table, picture and checkpoints lie beside it")
-    parser.add_argument(
-        "--limit-s", type=float, default=float("inf"), help="stop after so many seconds; call again, it goes on"
-    )
-    parser.add_argument("--data", type=Path, help="folder of the images; default: as dnipipe.data.images.load_images")
-    parser.add_argument("--images", type=int, help="take only so many training and test images")
-    parser.add_argument("--save-every-s", type=float, default=120.0, help="seconds between checkpoints of a stack")
+    _what(parser, layers, quick_layers, hidden, several=", or several, as a,b" if experiment == "every_layer" else "")
+    _how(parser)
     given = parser.parse_args(argv)
-    both = given.quick and experiment == "every_layer"
-    given.network = given.network or (("fcn", "cnn") if both else ("fcn",))
-    for name in ("stack", "workers", "filters"):
-        if getattr(given, name) is not None and getattr(given, name) < 1:
-            parser.error(f"--{name} {getattr(given, name)}: must be 1 or more")
-    if experiment != "every_layer" and (len(given.dataset) > 1 or given.network != ("fcn",)):
-        parser.error(
-            f"{experiment} trains fully connected networks on one dataset: leave --network out, name one dataset"
-        )
-    recipe = QUICK if given.quick else RECIPES[given.recipe]
-    if given.steps is not None:
-        if given.steps < 1:
-            parser.error(f"--steps {given.steps}: a model is trained for 1 step or more")
-        recipe = replace(recipe, steps=given.steps)
-    num_hidden = given.hidden or (_numbers(hidden) if hidden else recipe.num_hidden)
-    if not set(num_hidden) <= {0, 1, 2}:
-        parser.error(f"--hidden {given.hidden}: an interface has 0, 1 or 2 hidden layers")
-    recipe = replace(recipe, num_hidden=num_hidden)
-    what = "quick" if given.quick else "_".join((*given.network, *given.dataset, recipe.name))
+    _refuse(parser, experiment, given)
+    recipe = _recipe(given, hidden)
+    networks = given.network or (("fcn", "cnn") if given.quick and experiment == "every_layer" else ("fcn",))
+    what = "quick" if given.quick else "_".join((*networks, *given.dataset, given.recipe))
     return Order(
         experiment=experiment,
         datasets=given.dataset,
-        networks=given.network,
+        networks=networks,
         recipe=recipe,
         layers=given.layers or _numbers(quick_layers if given.quick else layers),
         seeds=given.seeds or ((0,) if given.quick else (0, 1, 2)),
@@ -112,6 +76,59 @@ def read_order(
         steps=given.steps,
         filters=given.filters,
     )
+
+
+def _what(parser: argparse.ArgumentParser, layers: str, quick_layers: str, hidden: str | None, several: str) -> None:
+    """Options of what is trained."""
+    datasets, networks = _words("mnist", "cifar10"), _words("fcn", "cnn")
+    add = parser.add_argument
+    add("--quick", action="store_true", help="narrow and short: two minutes of two CPU cores")
+    add("--recipe", choices=["paper", "ours"], default="ours", help="see recipe.py")
+    add("--dataset", type=datasets, default=("mnist",), help=f"mnist or cifar10{several}")
+    add("--network", type=networks, help=f"fcn or cnn{several}; default fcn, of every_layer with --quick both")
+    add("--layers", type=_numbers, help=f"default {layers}; with --quick {quick_layers}")
+    add("--hidden", type=_numbers, help=f"hidden layers of the interfaces, 0 to 2; default {hidden or 'the recipe'}")
+    add("--seeds", type=_numbers, help="default 0,1,2; with --quick 0")
+    add("--steps", type=int, help="of each model; default: the recipe's")
+    add("--filters", type=int, help="of each convolution; default 64, with --quick 6")
+    add("--learning-rate", type=float, help="default: the recipe's")
+    add("--predictor-rate", type=float, help="of the interfaces; default: the recipe's")
+    add("--data", type=Path, help="folder of the images; default: as dnipipe.data.images.load_images")
+    add("--images", type=int, help="take only so many training and test images")
+
+
+def _how(parser: argparse.ArgumentParser) -> None:
+    """Options of how it is trained, none of which changes a figure."""
+    add = parser.add_argument
+    add("--stack", type=int, help="most models of a stack; default: all that are alike in shape")
+    add("--workers", type=int, help="stacks that train side by side; default 3 on a GPU, 1 on a CPU")
+    add("--device", default="cpu")
+    add("--json", type=Path, help="rows; table, picture and checkpoints lie beside it")
+    add("--limit-s", type=float, default=float("inf"), help="stop before so many seconds; call again, it goes on")
+    add("--save-every-s", type=float, default=120.0, help="seconds between checkpoints of a stack")
+
+
+def _refuse(parser: argparse.ArgumentParser, experiment: str, given: argparse.Namespace) -> None:
+    """Ends the program for what cannot be."""
+    for name in ("steps", "stack", "workers", "filters"):
+        if getattr(given, name) is not None and getattr(given, name) < 1:
+            parser.error(f"--{name} {getattr(given, name)}: must be 1 or more")
+    if experiment != "every_layer" and (len(given.dataset) > 1 or given.network not in (None, ("fcn",))):
+        parser.error(f"{experiment} trains fully connected networks on one dataset: name one, and no --network")
+    if not set(given.hidden or ()) <= {0, 1, 2}:
+        parser.error(f"--hidden {given.hidden}: an interface has 0, 1 or 2 hidden layers")
+
+
+def _recipe(given: argparse.Namespace, hidden: str | None) -> Recipe:
+    """With what is asked for in its place; another rate shows in the name."""
+    recipe = QUICK if given.quick else RECIPES[given.recipe]
+    num_hidden = given.hidden or (_numbers(hidden) if hidden else recipe.num_hidden)
+    recipe = replace(recipe, num_hidden=num_hidden, steps=given.steps or recipe.steps)
+    for field in ("learning_rate", "predictor_rate"):
+        if (rate := getattr(given, field)) is not None:
+            name = f"{recipe.name}, {field.replace('_', ' ')} {rate:g}"
+            recipe = replace(recipe, name=name, **{field: rate})
+    return recipe
 
 
 def _numbers(text: str) -> tuple[int, ...]:
