@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from .order import Order, read_order
-from .recipe import PAPER, Recipe
+from .recipe import PAPER, RECIPES, Recipe
 from .results import curves, table
 from .rows import PaperRow
 from .running import Job, finish, run
@@ -34,11 +34,12 @@ def jobs_of(order: Order) -> list[Job]:
 
 
 def for_deep(recipe: Recipe) -> Recipe:
-    """Slower than the recipe, from the identity; the paper's stays as it is."""
-    if recipe.name == PAPER.name:
+    """From the identity, and slower, unless rates were asked for, which shows in the name; the paper's as it is."""
+    if recipe.name.startswith(PAPER.name):
         return recipe
-    name = f"{recipe.name}, from the identity"
-    return replace(recipe, name=name, learning_rate=LEARNING_RATE, predictor_rate=PREDICTOR_RATE, identity=True)
+    if recipe.name in RECIPES:
+        recipe = replace(recipe, learning_rate=LEARNING_RATE, predictor_rate=PREDICTOR_RATE)
+    return replace(recipe, name=f"{recipe.name}, from the identity", identity=True)
 
 
 def write(rows: Sequence[PaperRow], path: Path) -> str:

@@ -58,9 +58,9 @@ our guess."""
 OURS = Recipe("ours", 100_000, 2_000, 256, 1e-3, 3e-5, 256, (0, 1, 2), 1024, normalise=False, anneal=True)
 """The paper's interfaces and their rate under networks that learn 30 times as fast, annealed.
 
-Targets stay as they are, about a thousandth, so at 3e-5 a last layer that starts at zero crosses them within a hundred
-steps, while the hidden layers of an interface hardly notice. Divided by their running RMS, they need a rate of .1 to be
-followed as fast, which ruins hidden layers; at the usual 1e-3 to 1e-2 deep networks do not learn at all (docs/log.md).
+Targets stay as they are, about a thousandth, so at 3e-5 the last layer, which starts at zero, has them within a hundred
+steps. Divided by their running RMS they need a rate of .1 to be followed as fast, at which hidden layers go to pieces;
+at the usual 1e-3 to 1e-2 interfaces lag behind, each behind the next, and many layers learn nothing (docs/log.md).
 """
 
 QUICK = Recipe("quick", 1000, 100, 64, 3e-3, 3e-4, 128, (0, 1), 128, normalise=False, anneal=True)

@@ -118,7 +118,9 @@ def test_only_a_single_interface_is_measured_against_the_true_gradient(tmp_path:
 def test_deep_networks_begin_as_the_identity_but_for_the_paper_s_recipe() -> None:
     assert for_deep(recipe.PAPER) == recipe.PAPER
     ours = for_deep(recipe.OURS)
-    assert ours.identity and ours.name == "ours, from the identity"
+    assert ours.identity and ours.name == "ours, from the identity" and ours.predictor_rate < recipe.OURS.predictor_rate
+    asked = replace(recipe.OURS, name="ours, predictor rate 0.5", predictor_rate=0.5)
+    assert for_deep(asked).predictor_rate == 0.5 and for_deep(asked).identity
     assert ours.shape(784, 10, 21, 0).identity and not recipe.OURS.shape(784, 10, 21, 0).identity
 
 
