@@ -69,7 +69,7 @@ def picture(rows: Sequence[PaperRow], path: Path, x: str, of: Callable[[PaperRow
         chosen = chosen_by(rows, HONEST_RULE)
         here = [row for row in chosen if (row.dataset, row.model, row.recipe, row.steps) == panel]
         _lines(axes, here, of)
-    all_axes[0].legend(frameon=False)
+    figure.legend(*all_axes[0].get_legend_handles_labels(), loc="outside right upper", frameon=False, fontsize=9)
     figure.savefig(path)
 
 
