@@ -18,10 +18,13 @@ from .models import PREDICTED, STALE, TRUE, Model, Shape
 
 
 def build_layers(shape: Shape) -> list[nn.Sequential]:
-    """The layers of one network, drawn as torch draws them."""
+    """The layers of one network, drawn as torch draws them, unless shape.identity."""
     pairs = list(zip(shape.sizes, shape.sizes[1:], strict=False))
     # no bias before a batch norm, which would take it away again
     hidden = [nn.Sequential(nn.Linear(n, m, bias=False), nn.BatchNorm1d(m), nn.ReLU()) for n, m in pairs[:-1]]
+    for linear in (layer[0] for layer in hidden[1:] if shape.identity):
+        assert isinstance(linear, nn.Linear)
+        nn.init.eye_(linear.weight)
     return [*hidden, nn.Sequential(nn.Linear(*pairs[-1]))]
 
 

@@ -21,7 +21,7 @@ class Recipe:
     """Fields:
     steps: of each model, unless --steps says otherwise. evaluate_every: steps. num_hidden: of the interfaces to try.
     predictor_width: of their hidden layers. normalise: as in dnipipe.interface.Regressed. anneal: both rates fall to 0
-    along a straight line.
+    along a straight line. identity: as in models.Shape; of fully connected networks.
     """
 
     name: str
@@ -35,9 +35,11 @@ class Recipe:
     predictor_width: int
     normalise: bool
     anneal: bool
+    identity: bool = False
 
     def shape(self, features: int, num_classes: int, layers: int, num_hidden: int | None) -> Shape:
-        return Shape(features, num_classes, layers, self.width, num_hidden, self.predictor_width, self.normalise)
+        sizes = self.width, num_hidden, self.predictor_width
+        return Shape(features, num_classes, layers, *sizes, self.normalise, self.identity)
 
     def rates_left(self, step: int) -> float:
         """What is left of both rates at this step: 1 at first; it falls in STAIRS equal steps."""

@@ -12,6 +12,7 @@ import torch
 
 from benchmarks.paper import recipe
 from benchmarks.paper.batches import Batches, Images
+from benchmarks.paper.deep import for_deep
 from benchmarks.paper.results import table
 from benchmarks.paper.rows import PaperRow, chosen_by, read_rows, selected, write_rows
 from benchmarks.paper.running import agreement
@@ -67,6 +68,7 @@ def _tiny(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("benchmarks.paper.order.QUICK", TINY)
     monkeypatch.setattr("benchmarks.paper.convolutional_recipe.QUICK_FILTERS", 4)
     monkeypatch.setattr("benchmarks.paper.sparse_updates.QUICK_RUNS", 3)
+    monkeypatch.setattr("benchmarks.paper.deep.LEARNING_RATE", 1e-2)
 
 
 def _without_times(row: PaperRow) -> tuple[Any, ...]:
@@ -111,6 +113,13 @@ def test_only_a_single_interface_is_measured_against_the_true_gradient(tmp_path:
     rows = _run("single", tmp_path / "rows.json", "--layers", "3")
     for row in rows:
         assert {len(point) for point in row.curve} == ({5} if row.method in ("dni", "cdni") else {2})
+
+
+def test_deep_networks_begin_as_the_identity_but_for_the_paper_s_recipe() -> None:
+    assert for_deep(recipe.PAPER) == recipe.PAPER
+    ours = for_deep(recipe.OURS)
+    assert ours.identity and ours.name == "ours, from the identity"
+    assert ours.shape(784, 10, 21, 0).identity and not recipe.OURS.shape(784, 10, 21, 0).identity
 
 
 def test_rates_fall_to_nothing_along_a_line_and_a_run_trains_by_them(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -180,6 +181,14 @@ def test_a_batch_for_some_is_that_batch_for_each(shape: Shape, make: Any) -> Non
     for first, second in ((each, two), (all_alike, one)):
         for own, its in zip(first.state(), second.state(), strict=True):
             torch.testing.assert_close(own, its, rtol=1e-7, atol=1e-7)
+
+
+def test_layers_that_begin_as_the_identity() -> None:
+    shape = replace(_shape(0), identity=True)
+    drawn, stack = Stack(_shape(0), [Model("cdni")]), Stack(shape, [Model("cdni")])
+    first, *middle, last = (layer.parameters[0][0] for layer in stack.layers)
+    assert torch.equal(first, drawn.layers[0].parameters[0][0]) and torch.equal(last, drawn.layers[-1].parameters[0][0])
+    assert len(middle) == 2 and all(torch.equal(weight, torch.eye(10)) for weight in middle)
 
 
 def test_scaled_rates_are_those_of_models_that_name_them() -> None:
