@@ -19,7 +19,7 @@ def for_convolutions(recipe: Recipe, steps: int | None, filters: int | None) -> 
     usual = QUICK_FILTERS if is_quick else FILTERS
     name = recipe.name if filters in (None, usual) else f"{recipe.name}, {filters} filters"
     steps, filters = steps or (QUICK_STEPS if is_quick else STEPS), filters or usual
-    every = max(1, min(recipe.evaluate_every, steps // (2 if is_quick else 20)))
+    every = max(1, steps // (2 if is_quick else 20))
     recipe = replace(recipe, name=name, steps=steps, evaluate_every=every, width=filters, predictor_width=filters)
     if is_quick:
         recipe = replace(recipe, predictor_rate=QUICK_PREDICTOR_RATE)

@@ -16,7 +16,7 @@ from dnipipe.interface import Conv
 
 from .convolutions import KERNEL, POOL
 from .fused import EPS, MOMENTUM
-from .stacked import affine, padded, stack
+from .stacked import affine, padded, stack, widened
 
 
 class ConvLayer:
@@ -98,8 +98,7 @@ class ConvPredictor:
     def __call__(self, h: Tensor, one_hot: Tensor) -> Tensor:
         weight, *rest, bias = self.parameters
         if weight.shape[2] > h.shape[2]:
-            missing = weight.shape[2] - h.shape[2] - one_hot.shape[1]
-            label = F.pad(one_hot, (0, 0, 0, missing)).permute(2, 0, 1)[..., None, None]
+            label = widened(one_hot, weight.shape[2] - h.shape[2]).permute(2, 0, 1)[..., None, None]
             h = torch.cat([h, label.expand(-1, -1, -1, *h.shape[3:])], 2)
         for norm, next_weight in zip(rest[::2], rest[1::2], strict=True):
             h, weight = F.relu(_batch_norm(convolve(weight, h), norm, [], training=True)), next_weight

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import math
 import warnings
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -16,17 +17,23 @@ BETA_1, BETA_2, ADAM_EPS = 0.9, 0.999, 1e-8  # of torch.optim.Adam
 _CONSTANTS = (BETA_1, BETA_2, math.log(BETA_1), math.log(BETA_2), ADAM_EPS)
 
 
-def norm_relu(x: Tensor, norm: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def norm_relu(x: Tensor, norm: Tensor, running: Sequence[Tensor] = ()) -> Tensor:
     """Normalised over the batch, scaled, shifted, and what is negative taken away.
 
-    Shapes:  x (E, D, B); norm (E, 2, D), scale and shift of each feature -> like x; mean and 1 / deviation (E, D),
-             without a graph.
+    Args:    running: mean and variance, (E, D), which those of the batch enter, as in nn.BatchNorm1d; or nothing.
+    Shapes:  x (E, D, B); norm (E, 2, D), scale and shift of each feature -> like x.
     """
     if _has_kernels(x):
-        return _NormRelu.apply(x, norm)
+        return _NormRelu.apply(x, norm, running)
     normal, mean, inverse = torch.native_layer_norm(x, x.shape[-1:], None, None, EPS)
+    if running:
+        with torch.no_grad():
+            batch = x.shape[-1]
+            variance = (inverse**-2 - EPS).clamp_min(0) * (batch / (batch - 1))
+            running[0].lerp_(mean.squeeze(-1), MOMENTUM)
+            running[1].lerp_(variance.squeeze(-1), MOMENTUM)
     scale, shift = norm.unsqueeze(-1).unbind(1)
-    return torch.relu(torch.addcmul(shift, normal, scale)), mean.detach().squeeze(-1), inverse.detach().squeeze(-1)
+    return torch.relu(torch.addcmul(shift, normal, scale))
 
 
 @torch.no_grad()
@@ -53,16 +60,14 @@ def adam(
 
 class _NormRelu(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, norm: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        out, mean, inverse = _kernels().norm_relu(x, norm, EPS)
+    def forward(ctx: Any, x: Tensor, norm: Tensor, running: Sequence[Tensor]) -> Tensor:
+        out, mean, inverse = _kernels().norm_relu(x, norm, running, EPS, MOMENTUM)
         ctx.save_for_backward(x, norm, mean, inverse)
-        ctx.mark_non_differentiable(mean, inverse)
-        ctx.set_materialize_grads(False)  # else zeros would be made for mean and inverse
-        return out, mean, inverse
+        return out
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
-        return _kernels().norm_relu_back(grad.contiguous(), *ctx.saved_tensors)
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
+        return *_kernels().norm_relu_back(grad.contiguous(), *ctx.saved_tensors), None
 
 
 def _has_kernels(x: Tensor) -> bool:
@@ -76,7 +81,7 @@ def _kernels() -> Any:
         from . import kernels
 
         x, norm = torch.randn(1, 4, 8, device="cuda"), torch.ones(1, 2, 4, device="cuda")
-        kernels.norm_relu_back(x, x, norm, *kernels.norm_relu(x, norm, EPS)[1:])
+        kernels.norm_relu_back(x, x, norm, *kernels.norm_relu(x, norm, (), EPS, MOMENTUM)[1:])
     except Exception as error:  # no Triton, no compiler, a card that it does not know: whatever it is, torch can do it
         warnings.warn(f"no kernels of our own, so training will be slower: {error!r}", stacklevel=2)
         return None

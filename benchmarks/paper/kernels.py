@@ -5,6 +5,7 @@ torch needs six passes for the first and about twenty for its backward. What the
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -17,8 +18,11 @@ BLOCK = 1024  # weights that one program of Adam moves
 
 
 @triton.jit
-def _norm_relu(x, norm, out, mean, inverse, rows, width, features, eps, ROWS: tl.constexpr, WIDTH: tl.constexpr):  # type: ignore[no-untyped-def]
-    """x, out (rows, width); norm (E, 2, features), scales and shifts; mean, inverse (rows,), rows = E * features."""
+def _norm_relu(  # type: ignore[no-untyped-def]
+    x, norm, out, mean, inverse, running_mean, running_variance, rows, width, features, eps, momentum,
+    HAS_RUNNING: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr,
+):  # fmt: skip
+    """x, out (rows, width); norm (E, 2, features), scales and shifts; the others (rows,), rows = E * features."""
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     column = tl.arange(0, WIDTH)
     inside = (row < rows)[:, None] & (column < width)[None, :]
@@ -29,11 +33,18 @@ def _norm_relu(x, norm, out, mean, inverse, rows, width, features, eps, ROWS: tl
     value = tl.load(x + at, mask=inside, other=0.0)
     centre = tl.sum(value, 1) / width
     away = tl.where(inside, value - centre[:, None], 0.0)
-    factor = 1.0 / tl.sqrt(tl.sum(away * away, 1) / width + eps)
+    squares = tl.sum(away * away, 1)
+    factor = 1.0 / tl.sqrt(squares / width + eps)
     result = away * (factor * scale)[:, None] + shift[:, None]
     tl.store(out + at, tl.maximum(result, 0.0), mask=inside)
     tl.store(mean + row, centre, mask=row < rows)
     tl.store(inverse + row, factor, mask=row < rows)
+    if HAS_RUNNING:
+        old_mean = tl.load(running_mean + row, mask=row < rows, other=0.0)
+        tl.store(running_mean + row, old_mean + momentum * (centre - old_mean), mask=row < rows)
+        old_variance = tl.load(running_variance + row, mask=row < rows, other=0.0)
+        variance = old_variance + momentum * (squares / (width - 1) - old_variance)
+        tl.store(running_variance + row, variance, mask=row < rows)
 
 
 @triton.jit
@@ -84,11 +95,18 @@ def _adam(  # type: ignore[no-untyped-def]
     tl.store(parameter + at, p - step_size * m / (tl.sqrt(v) / spread + eps), mask=mask)
 
 
-def norm_relu(x: Tensor, norm: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
-    """x (E, D, B) contiguous, norm (E, 2, D) -> output like x, mean and 1 / deviation (E, D)."""
+def norm_relu(
+    x: Tensor, norm: Tensor, running: Sequence[Tensor], eps: float, momentum: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """x (E, D, B) contiguous, norm (E, 2, D), running mean and variance (E, D), or nothing, changed in place.
+
+    Returns: the output like x, mean and 1 / deviation (E, D).
+    """
     out, mean = torch.empty_like(x), x.new_empty(x.shape[:2])
     inverse = torch.empty_like(mean)
-    _norm_relu[_programs(x)](x, norm, out, mean, inverse, *_sizes(x), eps, **_blocks(x))
+    kept = running or (mean, mean)  # never touched then
+    numbers = *_sizes(x), eps, momentum
+    _norm_relu[_programs(x)](x, norm, out, mean, inverse, *kept, *numbers, HAS_RUNNING=bool(running), **_blocks(x))
     return out, mean, inverse
 
 

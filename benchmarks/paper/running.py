@@ -66,7 +66,7 @@ def run(order: Order, jobs: Sequence[Job]) -> tuple[list[PaperRow], bool]:
                 del active[place]
             elif not clock.is_up:
                 training.save_if_due()
-                training.launch()
+                training.go_on()
             if clock.is_up and (active or waiting):
                 _stop(active, place)
                 return selected(rows), False
@@ -86,24 +86,24 @@ class _Starter:
         if key not in self.sets:
             data = load_images(job.dataset, order.data)  # type: ignore[arg-type]
             self.sets[key] = Images(data, order.device, order.limit, as_pictures=job.network == "cnn")
-        training = Training(order, job, self.sets[key], self.streams[place])
-        training.launch()
-        return training
+        return Training(order, job, self.sets[key], self.streams[place])
 
 
 def _next_ready(active: Mapping[int, Training]) -> int:
-    """Waits for it."""
+    """Lets all take turns until one is to be evaluated."""
     while True:
         for place, training in active.items():
             if training.is_ready:
                 return place
-        time.sleep(5e-4)
+        if not any([training.advance() for training in active.values()]):
+            time.sleep(2e-4)
 
 
 def _stop(active: Mapping[int, Training], looked_at: int) -> None:
     """Lets what is under way come to its next evaluation, and keeps it."""
     for place, training in active.items():
         if place != looked_at:
+            _next_ready({place: training})
             training.look()
         training.save()
 

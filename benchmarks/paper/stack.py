@@ -57,6 +57,10 @@ class Cut:
         """Like h, in units of rms, with a graph to learn by; None where nobody predicts."""
         return None if self.predictor is None else self.predictor(h.detach(), one_hot)
 
+    def scaled(self, prediction: Tensor) -> Tensor:
+        """The gradient that is predicted."""
+        return prediction * self.rms if self.normalise else prediction
+
     @torch.no_grad()
     def learn(self, prediction: Tensor, true: Tensor, moves: Tensor | None) -> None:
         """As Regressed.learn, an optimizer step, and end_step."""
@@ -202,13 +206,13 @@ class Stack:
         if guess is None:
             self.seen.append((None, true))
             return place.choose(true, None)
-        synthetic = guess.detach() * place.rms
+        synthetic = place.scaled(guess.detach())
         self.seen.append((synthetic, true))
         place.learn(guess, true, moves)
         if above_first is not None:  # who comes after the layer above meets an interface that has just learned
             assert place.predictor is not None
             with torch.no_grad():
-                newer = place.predictor(h, one_hot) * place.rms
+                newer = place.scaled(place.predictor(h, one_hot))
             synthetic = torch.where(above_first.view_as(place.rms), newer, synthetic)
         return place.choose(true, synthetic)
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from dnipipe.interface import MLP
 
-from .fused import EPS, MOMENTUM, adam, norm_relu
+from .fused import EPS, adam, norm_relu
 
 
 class Adam:
@@ -71,9 +71,7 @@ class Layer:
         weight, other = self.parameters
         if not self.statistics:
             return affine(weight, other, x)
-        out, mean, inverse = norm_relu(product(weight, x), other)
-        self._remember(mean, inverse, out.shape[-1])
-        return out
+        return norm_relu(product(weight, x), other, self.statistics)
 
     @torch.no_grad()
     def evaluate(self, x: Tensor) -> Tensor:
@@ -86,12 +84,6 @@ class Layer:
         return torch.addcmul(
             (other[:, 1] - mean * scale).unsqueeze(-1), product(weight, x), scale.unsqueeze(-1)
         ).relu_()
-
-    @torch.no_grad()
-    def _remember(self, mean: Tensor, inverse: Tensor, batch: int) -> None:
-        variance = (inverse**-2 - EPS).clamp_min(0) * (batch / (batch - 1))
-        self.statistics[0].lerp_(mean, MOMENTUM)
-        self.statistics[1].lerp_(variance, MOMENTUM)
 
 
 class Predictor:
@@ -129,15 +121,21 @@ class Predictor:
     def __call__(self, h: Tensor, one_hot: Tensor) -> Tensor:
         weight, *rest, bias = self.parameters
         if weight.shape[-1] > h.shape[1]:
-            h = torch.cat([h, F.pad(one_hot, (0, 0, 0, weight.shape[-1] - h.shape[1] - one_hot.shape[1]))], 1)
+            h = torch.cat([h, widened(one_hot, weight.shape[-1] - h.shape[1])], 1)
         for norm, next_weight in zip(rest[::2], rest[1::2], strict=True):
-            h, weight = norm_relu(product(weight, h), norm)[0], next_weight
+            h, weight = norm_relu(product(weight, h), norm), next_weight
         return affine(weight, bias, h)
 
 
 def padded(num_classes: int) -> int:
     """The next multiple of 16: so many features of a label keep rows of memory aligned, which products are fast by."""
     return -(-num_classes // 16) * 16
+
+
+def widened(one_hot: Tensor, classes: int) -> Tensor:
+    """(E, C, B) -> (E, classes, B), zeros added."""
+    missing = classes - one_hot.shape[1]
+    return F.pad(one_hot, (0, 0, 0, missing)) if missing else one_hot
 
 
 def affine(weight: Tensor, bias: Tensor, x: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import time
+from collections import deque
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
@@ -23,12 +24,14 @@ from .stack import Stack
 
 EVALUATED_AT_ONCE = {"fcn": 36_000, "cnn": 4_000}  # images times models, for memory's sake
 STEPS_OF_A_CALL = 16  # captured together, at most
+CALLS_UNDER_WAY = 2  # so that the device never waits for the next one
 
 
 class Training:
     """A stack, on a stream of its own; goes on from its checkpoint, if there is one of the very same job.
 
-    Usage:   launch(), which on a GPU waits for nothing; when is_ready, look(), which evaluates; again until is_done.
+    Usage:   advance(), time and again, which on a GPU waits for nothing; when is_ready, look(), which evaluates, and
+             go_on(); until is_done.
     Fields:  step: steps made, or under way. seconds: kept by the caller.
     """
 
@@ -40,7 +43,8 @@ class Training:
         self.rates_left = 1.0
         self.curves: list[list[list[float]]] = [[] for _ in job.models]
         self.chances = torch.tensor([[model.p_update] for model in job.models])
-        self.stream, self.event = stream, torch.cuda.Event() if stream is not None else None
+        self.stream = stream
+        self.under_way: deque[torch.cuda.Event] = deque()
         with self._on_stream():
             self.stack = Stack(job.shape(images.shape, images.num_classes), job.models, order.device)
             batches = Batches(images, [model.seed for model in job.models], self.recipe.batch)
@@ -48,6 +52,7 @@ class Training:
             count = largest_divisor(self.recipe.evaluate_every, STEPS_OF_A_CALL)
             self.steps = Steps(self.stack, batches, self._draw, count, capture=stream is not None)
             self.single = Steps(self.stack, batches, self._draw, 1, capture=False)
+        self.go_on()
 
     @property
     def is_done(self) -> bool:
@@ -55,20 +60,33 @@ class Training:
 
     @property
     def is_ready(self) -> bool:
-        """Whether all launched steps have been made."""
-        return self.event is None or self.event.query()
+        """Whether all steps up to the next evaluation have been made."""
+        return self.step == self.until and self._count_under_way() == 0
 
-    def launch(self) -> None:
-        """All steps up to the next evaluation."""
-        end = min(self.recipe.steps, self.step + self.recipe.evaluate_every)
+    def go_on(self) -> None:
+        """The steps up to the next evaluation are to be made."""
+        self.until = min(self.recipe.steps, self.step + self.recipe.evaluate_every)
+
+    def advance(self) -> bool:
+        """Starts some steps, unless there are none to make or enough under way; says whether it has.
+
+        So several trainings take turns, and none fills the device's queue with its own.
+        """
+        if self.step == self.until or self._count_under_way() >= CALLS_UNDER_WAY:
+            return False
         with self._on_stream():
-            while self.step < end:
-                steps = self.steps if end - self.step >= self.steps.count else self.single
-                self._anneal()
-                steps(self.step)
-                self.step += steps.count
-            if self.event is not None:
-                self.event.record()
+            steps = self.steps if self.until - self.step >= self.steps.count else self.single
+            self._anneal()
+            steps(self.step)
+            self.step += steps.count
+            if self.stream is not None:
+                self.under_way.append(self.stream.record_event())
+        return True
+
+    def _count_under_way(self) -> int:
+        while self.under_way and self.under_way[0].query():
+            self.under_way.popleft()
+        return len(self.under_way)
 
     def _anneal(self) -> None:
         left = self.recipe.rates_left(self.step)

@@ -37,9 +37,11 @@ def test_normalisation_is_that_of_torch(shape: tuple[int, int, int]) -> None:
     norm = torch.randn(shape[0], 2, shape[1], device="cuda", requires_grad=True)
     grad = torch.randn(shape, device="cuda")
     results = []
-    for inputs in ((x, norm), (x.double(), norm.double())):  # double has no kernel
-        out, mean, inverse = fused.norm_relu(*inputs)
-        results.append((out, mean, inverse, *torch.autograd.grad(out, (x, norm), grad.to(out.dtype))))
+    for dtype in (torch.float32, torch.float64):  # double has no kernel
+        running = torch.zeros(shape[:2], device="cuda", dtype=dtype), torch.ones(shape[:2], device="cuda", dtype=dtype)
+        out = fused.norm_relu(x.to(dtype), norm.to(dtype), running)
+        results.append((out, *running, *torch.autograd.grad(out, (x, norm), grad.to(dtype))))
+        assert torch.equal(out, fused.norm_relu(x.to(dtype), norm.to(dtype)))
     for own, reference in zip(*results, strict=True):
         torch.testing.assert_close(own, reference.to(own.dtype), rtol=1e-4, atol=1e-4)
 
@@ -57,7 +59,7 @@ def test_adam_is_that_of_torchs_operations() -> None:
         doubles = count.double(), rate.double(), moves.double()
         fused.adam(other[0], gradient.double(), (other[1], other[2]), *doubles)
     for one, reference in zip(own, other, strict=True):
-        torch.testing.assert_close(one.double(), reference, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(one.double(), reference, rtol=1e-3, atol=1e-4)  # its exp is a fast one
 
 
 def _stack(network: str, models: list[Model], images: Images) -> Stack:
