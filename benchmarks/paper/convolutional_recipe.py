@@ -15,12 +15,12 @@ QUICK_STEPS, QUICK_FILTERS, QUICK_PREDICTOR_RATE = 300, 6, 1e-4
 
 def for_convolutions(recipe: Recipe, steps: int | None, filters: int | None) -> Recipe:
     """steps, filters: those asked for; None: those above. Another number of filters shows in the name."""
-    is_quick = recipe.name == QUICK.name
+    is_quick = recipe.name.startswith(QUICK.name)
     usual = QUICK_FILTERS if is_quick else FILTERS
     name = recipe.name if filters in (None, usual) else f"{recipe.name}, {filters} filters"
     steps, filters = steps or (QUICK_STEPS if is_quick else STEPS), filters or usual
     every = max(1, steps // (2 if is_quick else 20))
     recipe = replace(recipe, name=name, steps=steps, evaluate_every=every, width=filters, predictor_width=filters)
-    if is_quick:
+    if recipe.predictor_rate == QUICK.predictor_rate:
         recipe = replace(recipe, predictor_rate=QUICK_PREDICTOR_RATE)
     return recipe

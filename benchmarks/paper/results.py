@@ -17,6 +17,8 @@ from .rows import HONEST_RULE, PAPER_RULE, PaperRow, chosen_by
 from .ticks import plain_log_ticks
 
 NAMES = {"no_bprop": "no backprop", "bprop": "backprop", "stale": "stale gradient", "dni": "DNI", "cdni": "cDNI"}
+NARROW = 4
+"""Errors whose ratio is less are drawn on a linear scale: a logarithmic one would have too few numbers along it."""
 COLOURS = {"no_bprop": "#999999", "bprop": "#222222", "stale": "#e69f00", "dni": "#0072b2", "cdni": "#d55e00"}
 
 
@@ -69,6 +71,9 @@ def picture(rows: Sequence[PaperRow], path: Path, x: str, of: Callable[[PaperRow
         chosen = chosen_by(rows, HONEST_RULE)
         here = [row for row in chosen if (row.dataset, row.model, row.recipe, row.steps) == panel]
         _lines(axes, here, of)
+        errors = [row.test_error_percent for row in here]
+        if max(errors) < NARROW * min(errors):
+            axes.set_yscale("linear")
     figure.legend(*all_axes[0].get_legend_handles_labels(), loc="outside right upper", frameon=False, fontsize=9)
     figure.savefig(path)
 
@@ -102,14 +107,15 @@ def _lines(axes: Axes, rows: Sequence[PaperRow], of: Callable[[PaperRow], float]
 
 
 def _panels(x: str, count: int) -> tuple[Figure, list[Axes]]:
-    figure = Figure(figsize=(7 if count == 1 else 4.5 * count, 4.5), dpi=120, layout="constrained")
-    panels = [figure.add_subplot(1, count, number + 1) for number in range(count)]
-    for axes in panels:
-        axes.set(xlabel=x, yscale="log")
+    columns = min(2, count)
+    lines = -(-count // columns)
+    figure = Figure(figsize=(2 + 5 * columns, 0.5 + 4 * lines), dpi=120, layout="constrained")
+    panels = [figure.add_subplot(lines, columns, number + 1) for number in range(count)]
+    for number, axes in enumerate(panels):
+        axes.set(xlabel=x, yscale="log", ylabel="" if number % columns else "test error, %")
         plain_log_ticks(axes.yaxis)
         axes.grid(color="#e4e4e4", which="both")
         axes.spines[["top", "right"]].set_visible(False)
-    panels[0].set_ylabel("test error, %")
     return figure, panels
 
 
