@@ -7,6 +7,7 @@ python -m benchmarks.paper.single --device cuda --limit-s 500
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
 
 from .nearness import nearness_picture
@@ -24,9 +25,11 @@ def jobs_of(order: Order) -> list[Job]:
         plain = [model("bprop", seed) for seed in order.seeds]
         plain += [model("no_bprop", seed, position=position) for seed, position in at]
         jobs.append(Job(f"L{layers}_plain", layers, None, tuple(plain)))
-        for num_hidden in order.recipe.num_hidden:
-            predicted = [model(method, seed, position=p) for seed, p in at for method in ("dni", "cdni")]
-            jobs.append(Job(f"L{layers}_hidden{num_hidden}", layers, num_hidden, tuple(predicted)))
+        for num_hidden, p in product(
+            order.recipe.num_hidden, range(1, layers)
+        ):  # one stack would have interfaces at all
+            predicted = [model(method, seed, position=p) for seed in order.seeds for method in ("dni", "cdni")]
+            jobs.append(Job(f"L{layers}_after{p}_hidden{num_hidden}", layers, num_hidden, tuple(predicted)))
     return jobs
 
 

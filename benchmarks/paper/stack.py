@@ -125,7 +125,8 @@ class Stack:
         layout = LAYOUTS[isinstance(shape, ConvShape)]
         self.cuts = []
         for cut, kinds in enumerate(sources):
-            predictor = predictor_of([each[cut].to(like) for each in interfaces], classes) if interfaces[0] else None
+            is_asked = bool(interfaces[0]) and PREDICTED in kinds  # who backpropagates there needs none
+            predictor = predictor_of([each[cut].to(like) for each in interfaces], classes) if is_asked else None
             at = shape.at(cut + 1)
             self.cuts.append(Cut(kinds, models, predictor, at, layout, shape.normalise, like))
         all_adams = [*self.adams, *(cut.adam for cut in self.cuts if cut.adam is not None)]
