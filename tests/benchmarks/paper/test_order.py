@@ -8,7 +8,7 @@ from benchmarks.paper.convolutional_recipe import for_convolutions
 from benchmarks.paper.every_layer import jobs_of
 from benchmarks.paper.job import split
 from benchmarks.paper.order import Order, read_order
-from benchmarks.paper.recipe import OURS, QUICK
+from benchmarks.paper.recipe import OURS, PAPER, QUICK
 
 
 def _order(*options: str, experiment: str = "every_layer") -> Order:
@@ -37,6 +37,10 @@ def test_other_rates_and_filters_show_in_the_name() -> None:
     assert (conv.name, conv.predictor_rate) == ("quick, predictor rate 1e-05, 7 filters", 1e-5)
     assert for_convolutions(QUICK, None, None).steps == conv.steps < 1000
     assert for_convolutions(OURS, 50, None).steps == 50
+    assert for_convolutions(OURS, None, None).predictor_rate < OURS.predictor_rate == PAPER.predictor_rate
+    assert for_convolutions(PAPER, None, None).predictor_rate == PAPER.predictor_rate
+    asked = _order("--predictor-rate", f"{OURS.predictor_rate}").recipe
+    assert for_convolutions(asked, None, None).predictor_rate == OURS.predictor_rate
 
 
 def test_split_keeps_every_model_once() -> None:
