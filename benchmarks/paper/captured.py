@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable
 
 import torch
@@ -60,6 +61,7 @@ class Steps:
             self._run(self._inputs, 1)
         self.stack.load(before)
         torch.cuda.current_stream().synchronize()
+        gc.collect()  # trainings that have ended are rings of objects: their memory, and nothing to collect meanwhile
         self.graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(self.graph, stream=torch.cuda.current_stream()):
             self._run(self._inputs)
