@@ -1,5 +1,15 @@
 """The feed-forward experiments of Jaderberg et al. 2016, Decoupled Neural Interfaces using Synthetic Gradients.
 
-One file for each experiment; they never import each other. What they share: models.py, stacked.py and stack.py (many
-models at once), plain.py (one model, of plain modules), recipe.py, batches.py, running.py, rows.py, results.py.
+One file for each experiment; they never import each other. What they share, from the bottom:
+
+    models, convolutions    what a network is; convolutions also builds one
+    plain                   one model, of plain modules, trained the slow way: what the tests hold all else against
+    stacked, convolved      the parts of many models at once; fused, kernels: their normalisation and Adam; layout
+    stack                   many models that train at once, whatever their methods
+    batches, captured       images on the device; several steps in one call, on a GPU a captured graph
+    job, training, running  what to train; one stack under way; all of them, side by side, until time is up
+    order, recipe           the command line; how long and how fast
+    rows, results, figures  what came out, beside the paper
+
+throughput.py measures how fast all that is.
 """

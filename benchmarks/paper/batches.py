@@ -1,4 +1,4 @@
-"""Images as the stacks want them, (features, N), and for each seed an endless order of them."""
+"""Images on the device as the bytes they are; for each seed an endless order of them; batches made on the device."""
 
 from __future__ import annotations
 
@@ -13,15 +13,18 @@ from .recipe import HELD_OUT
 
 
 class Images:
-    """The training set without its held-out part, that part, and the test set: (features, N) float32, labels (N,).
+    """The training set without its held-out part, that part, and the test set: (N, C, H, W) uint8, labels (N,).
 
-    Standardised by the mean and deviation of the training set, two numbers. What is held out does not depend on a seed.
+    What is held out does not depend on a seed.
 
-    Args:    limit: keep no more than so many training and test images each; None: all.
+    Args:    limit: keep no more than so many training and test images each; None: all. as_pictures: how a stack wants
+             them: (N, 1, C, H, W), of convolutional networks, else columns, (features, N).
     Raises:  ValueError: too few images to hold any out.
     """
 
-    def __init__(self, data: ImageData, device: str = "cpu", limit: int | None = None) -> None:
+    def __init__(
+        self, data: ImageData, device: str = "cpu", limit: int | None = None, *, as_pictures: bool = False
+    ) -> None:
         images, labels = data.train_images[:limit], data.train_labels[:limit]
         held = int(HELD_OUT * len(images))
         if held < 1:
@@ -29,26 +32,45 @@ class Images:
                 f"{len(images)} training images are too few: {HELD_OUT:.0%} are held out, so give 10 or more"
             )
         sample = images.float()
-        self.mean, self.deviation = sample.mean(), sample.std()
+        self.mean, self.factor = sample.mean().to(device), sample.std().reciprocal().to(device)
         order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
-        self.num_classes, self.device = data.num_classes, device
-        self.train = self._columns(images[order[held:]]), labels[order[held:]].to(device)
-        self.held_out = self._columns(images[order[:held]]), labels[order[:held]].to(device)
-        self.test = self._columns(data.test_images[:limit]), data.test_labels[:limit].to(device)
+        self.num_classes, self.device, self.as_pictures = data.num_classes, device, as_pictures
+        self.train = images[order[held:]].to(device), labels[order[held:]].to(device)
+        self.held_out = images[order[:held]].to(device), labels[order[:held]].to(device)
+        self.test = data.test_images[:limit].to(device), data.test_labels[:limit].to(device)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Channels, height and width."""
+        channels, height, width = self.train[0].shape[1:]
+        return channels, height, width
 
     @property
     def features(self) -> int:
-        return self.train[0].shape[0]
+        return self.train[0][0].numel()
 
-    def _columns(self, images: Tensor) -> Tensor:
-        flat = ((images.float() - self.mean) / self.deviation).flatten(1)
-        return flat.T.contiguous().to(self.device)
+    def prepared(self, images: Tensor) -> Tensor:
+        """Standardised by the mean and deviation of the training set, two numbers, and laid out for a stack.
+
+        Shapes:  (N, C, H, W) -> (features, N) or (N, 1, C, H, W); (S, N, C, H, W) -> (S, features, N) or
+                 (N, S, C, H, W).
+        """
+        standard = (images - self.mean) * self.factor
+        if not self.as_pictures:
+            return standard.flatten(-3).transpose(-1, -2)
+        pictures = standard.transpose(0, 1) if images.ndim == 5 else standard.unsqueeze(1)
+        if not images.is_cuda:
+            return pictures
+        # the order of memory that tensor cores take: channels last, of all seeds side by side
+        flat = pictures.flatten(1, 2).contiguous(memory_format=torch.channels_last)
+        return flat.unflatten(1, pictures.shape[1:3])
 
 
 class Batches:
     """Batch after batch, every image once an epoch, in an order that a model's seed draws.
 
-    Models of one seed see the same batches; with a single seed these are given once, not once for each model.
+    Models of one seed see the same batches. These are given once for each of the S seeds if the models of a seed are
+    neighbours, and as many for each; else once for each model, so that S = E.
 
     Args:    seeds: of each model.
     Raises:  ValueError: the batch is larger than the training set.
@@ -56,8 +78,10 @@ class Batches:
 
     def __init__(self, images: Images, seeds: Sequence[int], batch: int) -> None:
         self.images, self.batch = images, batch
-        self.seeds = sorted(set(seeds))
-        self.which = torch.tensor([self.seeds.index(seed) for seed in seeds], device=images.device)
+        distinct = list(dict.fromkeys(seeds))
+        each = len(seeds) // len(distinct)
+        are_neighbours = list(seeds) == [seed for seed in distinct for _ in range(each)]
+        self.seeds = distinct if are_neighbours else list(seeds)
         self.per_epoch = len(images.train[1]) // batch
         if self.per_epoch == 0:
             raise ValueError(
@@ -66,18 +90,36 @@ class Batches:
         self.epoch, self.orders = -1, torch.empty(0, dtype=torch.int64)
 
     def at(self, step: int) -> tuple[Tensor, Tensor]:
-        """(features, B) and (B,) if all seeds are one, else (E, features, B) and (E, B)."""
-        epoch, number = divmod(step, self.per_epoch)
+        """What prepared() makes of (B, C, H, W) and labels (B,) if S = 1, else of (S, B, C, H, W) and (S, B)."""
+        return self.take(self.indices(step, 1)[0])
+
+    def indices(self, step: int, count: int) -> Tensor:
+        """Which images `count` batches from `step` on have: (count, S, B)."""
+        parts = []
+        while count > 0:
+            epoch, number = divmod(step, self.per_epoch)
+            here = min(count, self.per_epoch - number)
+            parts.append(self._of_epoch(epoch)[number : number + here])
+            step, count = step + here, count - here
+        return torch.cat(parts)
+
+    def take(self, indices: Tensor) -> tuple[Tensor, Tensor]:
+        """The batch of these images, (S, B)."""
+        indices = indices[0] if len(indices) == 1 else indices
+        images, labels = self.images.train
+        return self.images.prepared(images[indices]), labels[indices]
+
+    def _of_epoch(self, epoch: int) -> Tensor:
+        """(batches, S, B)."""
         if epoch != self.epoch:
-            self.epoch = epoch
-            self.orders = torch.stack([self._order(seed, epoch) for seed in self.seeds]).to(self.images.device)
-        chosen = self.orders[:, number * self.batch : (number + 1) * self.batch]
-        x, labels = self.images.train
-        if len(self.seeds) == 1:
-            return x[:, chosen[0]], labels[chosen[0]]
-        by_seed = x[:, chosen].transpose(0, 1)
-        return by_seed[self.which], labels[chosen][self.which]
+            orders = {seed: self._order(seed, epoch) for seed in dict.fromkeys(self.seeds)}
+            together = torch.stack([orders[seed] for seed in self.seeds])
+            if self.images.train[0].is_cuda:
+                together = together.pin_memory()  # so that the copy waits for nothing
+            self.epoch, self.orders = epoch, together.to(self.images.device, non_blocking=True)
+        return self.orders.unflatten(1, (self.per_epoch, self.batch)).transpose(0, 1)
 
     def _order(self, seed: int, epoch: int) -> Tensor:
         random = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
-        return torch.randperm(len(self.images.train[1]), generator=random)
+        order = torch.randperm(len(self.images.train[1]), generator=random)
+        return order[: self.per_epoch * self.batch]

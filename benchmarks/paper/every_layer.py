@@ -1,31 +1,46 @@
 """An interface after every hidden layer, beside backprop, no backprop and the stale gradient, by number of layers.
 
 python -m benchmarks.paper.every_layer --quick
-python -m benchmarks.paper.every_layer --device cuda --limit-s 500 --layers 3,4,5,6
+python -m benchmarks.paper.every_layer --device cuda --limit-s 540 --dataset mnist,cifar10
+python -m benchmarks.paper.every_layer --device cuda --limit-s 540 --dataset mnist,cifar10 --network cnn --stack 1
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
+from .convolutional_recipe import for_convolutions
 from .order import Order, read_order
-from .recipe import DECAYS
+from .recipe import DECAYS, Recipe
 from .results import picture, table
 from .rows import PaperRow
 from .running import Job, finish, run
 
+CONVOLUTIONAL = 4
+"""Layers of the largest convolutional network in the paper: three times pooled, an image is a pixel."""
+
 
 def jobs_of(order: Order) -> list[Job]:
-    """For each number of layers one stack without interfaces, and one for each depth of them."""
-    model, jobs = order.recipe.model, []
-    for layers in order.layers:
-        plain = [model(method, seed) for seed in order.seeds for method in ("bprop", "no_bprop")]
-        plain += [model("stale", seed, decay=decay) for seed in order.seeds for decay in DECAYS]
-        jobs.append(Job(f"L{layers}_plain", layers, None, tuple(plain)))
-        for num_hidden in order.recipe.num_hidden:
-            predicted = [model(method, seed) for seed in order.seeds for method in ("dni", "cdni")]
-            jobs.append(Job(f"L{layers}_hidden{num_hidden}", layers, num_hidden, tuple(predicted)))
+    """For each dataset, network and number of layers one stack without interfaces, and one for each depth of them."""
+    jobs = []
+    for network in order.networks:
+        recipe = order.recipe if network == "fcn" else for_convolutions(order.recipe, order.steps, order.filters)
+        layers = [number for number in order.layers if network == "fcn" or number <= CONVOLUTIONAL]
+        for number, dataset in product(layers, order.datasets):
+            jobs += [replace(job, dataset=dataset, network=network) for job in _jobs(order, recipe, number)]
+    return sorted(jobs, key=lambda job: (job.network, -(job.num_hidden or 0), -job.layers))  # long ones first
+
+
+def _jobs(order: Order, recipe: Recipe, layers: int) -> list[Job]:
+    plain = [("bprop", 0.0), ("no_bprop", 0.0), *(("stale", decay) for decay in DECAYS)]
+    models = [recipe.model(method, seed, decay=decay) for seed in order.seeds for method, decay in plain]
+    jobs = [Job(f"L{layers}_plain", layers, None, tuple(models), recipe)]
+    for num_hidden in recipe.num_hidden:
+        models = [recipe.model(method, seed) for seed in order.seeds for method in ("dni", "cdni")]
+        jobs.append(Job(f"L{layers}_hidden{num_hidden}", layers, num_hidden, tuple(models), recipe))
     return jobs
 
 

@@ -21,7 +21,8 @@ class Shape:
     Fields:
         features: of an image. num_classes: C. layers: L, that is L - 1 hidden ones and the output layer.
         width: of a hidden layer. num_hidden: of an interface, 0 to 2; None: no interfaces. predictor_width: of its
-            hidden layers. normalise: as in dnipipe.interface.Regressed.
+            hidden layers. normalise: as in dnipipe.interface.Regressed. identity: hidden layers that are as wide as
+            the one below begin as the identity before their batch norm, not as torch draws them.
     """
 
     features: int
@@ -31,6 +32,7 @@ class Shape:
     num_hidden: int | None = None
     predictor_width: int = 1024
     normalise: bool = False
+    identity: bool = False
 
     def __post_init__(self) -> None:
         if self.layers < 2:
@@ -39,6 +41,10 @@ class Shape:
     @property
     def sizes(self) -> list[int]:
         return [self.features, *[self.width] * (self.layers - 1), self.num_classes]
+
+    def at(self, cut: int) -> tuple[int, ...]:
+        """The shape of what comes out of `cut` hidden layers for one image."""
+        return (self.sizes[cut],)
 
 
 @dataclass(frozen=True)

@@ -11,15 +11,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dnipipe.interface import MLP, Learner
+from dnipipe.interface import MLP, Conv, Learner
 
+from .convolutions import ConvShape, build_conv_interfaces, build_conv_layers
 from .models import PREDICTED, STALE, TRUE, Model, Shape
 
 
 def build_layers(shape: Shape) -> list[nn.Sequential]:
-    """The layers of one network, drawn as torch draws them."""
+    """The layers of one network, drawn as torch draws them, unless shape.identity."""
     pairs = list(zip(shape.sizes, shape.sizes[1:], strict=False))
-    hidden = [nn.Sequential(nn.Linear(n, m), nn.BatchNorm1d(m), nn.ReLU()) for n, m in pairs[:-1]]
+    # no bias before a batch norm, which would take it away again
+    hidden = [nn.Sequential(nn.Linear(n, m, bias=False), nn.BatchNorm1d(m), nn.ReLU()) for n, m in pairs[:-1]]
+    for linear in (layer[0] for layer in hidden[1:] if shape.identity):
+        assert isinstance(linear, nn.Linear)
+        nn.init.eye_(linear.weight)
     return [*hidden, nn.Sequential(nn.Linear(*pairs[-1]))]
 
 
@@ -35,11 +40,15 @@ def build_interfaces(shape: Shape, conditional: bool) -> list[MLP]:
     ]
 
 
-def build(shape: Shape, model: Model) -> tuple[list[nn.Sequential], list[MLP]]:
+def build(shape: Shape, model: Model) -> tuple[list[nn.Sequential], list[MLP] | list[Conv]]:
     """Layers and interfaces as the model's seed draws them, on the CPU; the caller's generator is left as it was."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(model.seed)
-        return build_layers(shape), build_interfaces(shape, model.method == "cdni")
+        conditional = model.method == "cdni"
+        if isinstance(shape, ConvShape):
+            classes = shape.num_classes if conditional else 0
+            return build_conv_layers(shape), build_conv_interfaces(shape, classes)
+        return build_layers(shape), build_interfaces(shape, conditional)
 
 
 class PlainModel:
@@ -48,19 +57,20 @@ class PlainModel:
     Args:    dtype: float64 for comparisons; then dnipipe's interfaces must be kept from computing in float32.
     """
 
-    def __init__(self, shape: Shape, model: Model, dtype: torch.dtype = torch.float32) -> None:
+    def __init__(self, shape: Shape, model: Model, dtype: torch.dtype = torch.float32, device: str = "cpu") -> None:
         layers, interfaces = build(shape, model)
-        self.layers = [layer.to(dtype) for layer in layers]
+        self.layers = [layer.to(device, dtype) for layer in layers]
         self.sources, self.decay = model.sources(shape.layers), model.decay
-        self.averages = [torch.zeros(shape.width, dtype=dtype) for _ in range(shape.layers - 1)]
+        self.averages = [torch.zeros(shape.at(cut), dtype=dtype, device=device) for cut in range(1, shape.layers)]
         self.optimizers = [torch.optim.Adam(layer.parameters(), lr=model.learning_rate) for layer in layers]
+        rate = model.predictor_rate
         self.learners = [
-            Learner([interface.to(dtype)], lambda parameters: torch.optim.Adam(parameters, lr=model.predictor_rate))
+            Learner([interface.to(device, dtype)], lambda parameters: torch.optim.Adam(parameters, lr=rate))
             for interface in interfaces
         ]
 
     def step(self, x: Tensor, label: Tensor) -> None:
-        """All layers guess first, then go backward; x (B, features), label (B,)."""
+        """All layers guess first, then go backward; x (B, features) or (B, C, H, W), label (B,)."""
         inputs, outputs = self._forward(x)
         guesses = [self._guess(cut, outputs[cut], label) for cut in range(len(self.sources))]
         gradient = self._loss_gradient(outputs[-1], label)

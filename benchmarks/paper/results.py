@@ -5,14 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import mean, stdev
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
+from .convolutional_figures import REMEMBERED_CONVOLUTIONAL
 from .figures import GIVEN, REMEMBERED
 from .rows import HONEST_RULE, PAPER_RULE, PaperRow, chosen_by
+from .ticks import plain_log_ticks
 
 NAMES = {"no_bprop": "no backprop", "bprop": "backprop", "stale": "stale gradient", "dni": "DNI", "cdni": "cDNI"}
+NARROW = 4
+"""Errors whose ratio is less are drawn on a linear scale: a logarithmic one would have too few numbers along it."""
 COLOURS = {"no_bprop": "#999999", "bprop": "#222222", "stale": "#e69f00", "dni": "#0072b2", "cdni": "#d55e00"}
 
 
@@ -23,47 +29,58 @@ def table(rows: Sequence[PaperRow]) -> str:
         "stale gradient) of the lowest test error, the paper's rule. Held out: that of the lowest error on training",
         "images that no model learned from.",
         "",
-        "| dataset | layers | method | after layer | best test | held out | chosen by it | seeds | steps | paper "
-        "| from memory, unverified |",
-        "|---|---|---|---|---|---|---|---|---|---|---|",
+        "| network | dataset | layers | method | after layer | best test | chosen by it | held out | chosen by it "
+        "| seeds | steps | paper | from memory, unverified |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
-    for cell in sorted({row.cell for row in rows}, key=str):
+    recipes = {row.recipe for row in rows}
+    for cell in sorted({row.cell for row in rows}):
         alike = [row for row in rows if row.cell == cell]
         row = alike[0]
-        place = (row.dataset, row.layers, row.method, row.position)
+        given, remembered = _known(row)
         best, honest = (chosen_by(alike, rule) for rule in (PAPER_RULE, HONEST_RULE))
         parts = [
+            row.model + ("" if len(recipes) == 1 else f", {row.recipe}"),
             row.dataset,
             f"{row.layers}",
             NAMES[row.method],
             "every" if row.position is None else f"{row.position}",
             _figure(best),
+            _choice(best),
             _figure(honest),
             _choice(honest),
             f"{len(best)}",
             f"{row.steps}",
-            _known(GIVEN.get(place)),
-            _known(REMEMBERED.get(place)),
+            given,
+            remembered,
         ]
         lines.append("| " + " | ".join(parts) + " |")
-    return "\n".join(lines) + "\n"
+    return "\n".join([*lines, "", *_speed(rows)]) + "\n"
 
 
 def picture(rows: Sequence[PaperRow], path: Path, x: str, of: Callable[[PaperRow], float]) -> None:
-    """Test error by held-out choice over whatever `of` reads off a row; one line for each method."""
-    figure, axes = _axes(x)
-    for method in (method for method in NAMES if any(row.method == method for row in rows)):
-        chosen = [row for row in chosen_by(rows, HONEST_RULE) if row.method == method]
-        places = sorted({of(row) for row in chosen})
-        errors = [mean(row.test_error_percent for row in chosen if of(row) == place) for place in places]
-        axes.plot(places, errors, "o-", color=COLOURS[method], label=NAMES[method], lw=1.5, ms=4)
-    axes.legend(frameon=False)
+    """Test error by held-out choice over whatever `of` reads off a row, with its spread over the seeds.
+
+    A panel for each dataset, network, recipe and number of steps; in it a line for each method, level if the method has
+    one place only.
+    """
+    panels = sorted({(row.dataset, row.model, row.recipe, row.steps) for row in rows})
+    figure, all_axes = _panels(x, len(panels))
+    for axes, panel in zip(all_axes, panels, strict=True):
+        axes.set_title(f"{panel[0]}, {panel[1]}, {panel[3]} steps", fontsize=10)
+        chosen = chosen_by(rows, HONEST_RULE)
+        here = [row for row in chosen if (row.dataset, row.model, row.recipe, row.steps) == panel]
+        _lines(axes, here, of)
+        errors = [row.test_error_percent for row in here]
+        if max(errors) < NARROW * min(errors):
+            axes.set_yscale("linear")
+    figure.legend(*all_axes[0].get_legend_handles_labels(), loc="outside right upper", frameon=False, fontsize=9)
     figure.savefig(path)
 
 
 def curves(rows: Sequence[PaperRow], path: Path) -> None:
     """Test error over steps by held-out choice; one line for each model."""
-    figure, axes = _axes("step")
+    figure, (axes,) = _panels("step", 1)
     for row in chosen_by(rows, HONEST_RULE):
         steps, errors = zip(*(point[:2] for point in row.curve), strict=True)
         label = f"{NAMES[row.method]}, {row.layers} layers, seed {row.seed}"
@@ -72,13 +89,34 @@ def curves(rows: Sequence[PaperRow], path: Path) -> None:
     figure.savefig(path)
 
 
-def _axes(x: str) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(7, 4.5), dpi=120, layout="constrained")
-    axes = figure.add_subplot()
-    axes.set(xlabel=x, ylabel="test error, %", yscale="log")
-    axes.grid(color="#e4e4e4", which="both")
-    axes.spines[["top", "right"]].set_visible(False)
-    return figure, axes
+def _lines(axes: Axes, rows: Sequence[PaperRow], of: Callable[[PaperRow], float]) -> None:
+    levels = len({of(row) for row in rows}) > 1
+    if all(float(of(row)).is_integer() for row in rows):
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    for method in (method for method in NAMES if any(row.method == method for row in rows)):
+        by_place: dict[float, list[float]] = {}
+        for row in sorted((row for row in rows if row.method == method), key=of):
+            by_place.setdefault(of(row), []).append(row.test_error_percent)
+        means = [mean(errors) for errors in by_place.values()]
+        look: dict[str, Any] = {"color": COLOURS[method], "label": NAMES[method]}
+        if levels and len(means) == 1:
+            axes.axhline(means[0], ls="--", lw=1.2, **look)
+        else:
+            spread = [stdev(errors) if len(errors) > 1 else 0.0 for errors in by_place.values()]
+            axes.errorbar(list(by_place), means, spread, fmt="o-", lw=1.5, ms=4, capsize=2, **look)
+
+
+def _panels(x: str, count: int) -> tuple[Figure, list[Axes]]:
+    columns = min(2, count)
+    lines = -(-count // columns)
+    figure = Figure(figsize=(2 + 5 * columns, 0.5 + 4 * lines), dpi=120, layout="constrained")
+    panels = [figure.add_subplot(lines, columns, number + 1) for number in range(count)]
+    for number, axes in enumerate(panels):
+        axes.set(xlabel=x, yscale="log", ylabel="" if number % columns else "test error, %")
+        plain_log_ticks(axes.yaxis)
+        axes.grid(color="#e4e4e4", which="both")
+        axes.spines[["top", "right"]].set_visible(False)
+    return figure, panels
 
 
 def _figure(rows: Sequence[PaperRow]) -> str:
@@ -93,5 +131,21 @@ def _choice(rows: Sequence[PaperRow]) -> str:
     return "" if row.predictor is None else f"{row.predictor} hidden"
 
 
-def _known(error: float | None) -> str:
-    return "" if error is None else f"{error:g}"
+def _known(row: PaperRow) -> tuple[str, str]:
+    """What the paper's text gives, and what is remembered of its tables."""
+    place = row.dataset, row.layers, row.method, row.position
+    tables = (GIVEN, REMEMBERED) if row.model == "fcn" else ({}, REMEMBERED_CONVOLUTIONAL)
+    given, remembered = (table.get(place) for table in tables)
+    return "" if given is None else f"{given:g}", "" if remembered is None else f"{remembered:g}"
+
+
+def _speed(rows: Sequence[PaperRow]) -> list[str]:
+    """How fast the models of each network and card were trained, evaluations included."""
+    lines = []
+    for network, device in sorted({(row.model, row.device) for row in rows}):
+        alike = [row for row in rows if (row.model, row.device) == (network, device)]
+        seconds = sum(row.seconds_of_stack / row.models_of_stack for row in alike)
+        steps = sum(row.steps for row in alike)
+        rate = f"{steps / seconds:.0f} steps of a model a second, {3600 * len(alike) / seconds:.0f} models an hour"
+        lines.append(f"{network} on {device}: {len(alike)} models in {seconds:.0f} s: {rate}.")
+    return lines

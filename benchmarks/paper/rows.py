@@ -24,7 +24,7 @@ class PaperRow:
             none.
         seconds_of_stack: of training and evaluating the models_of_stack models of its stack, all calls together.
         curve: of each evaluation [step, test error %], and of `single` also [L2 distance, cosine, share of wrong signs]
-            of the synthetic and the true gradient.
+            of the synthetic and the true gradient, see training.agreement.
     """
 
     experiment: str
@@ -54,15 +54,8 @@ class PaperRow:
     @property
     def cell(self) -> tuple[object, ...]:
         """What a table has one figure for; p_update is a matter of single rows."""
-        return (
-            self.dataset,
-            self.model,
-            self.layers,
-            self.method,
-            self.position or 0,
-            self.p_update,
-            self.synthetic_inputs,
-        )
+        where = self.dataset, self.model, self.layers, self.method, self.position or 0, self.p_update
+        return *where, self.synthetic_inputs, self.recipe, self.steps
 
     @property
     def choice(self) -> tuple[object, ...]:

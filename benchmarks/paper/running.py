@@ -1,175 +1,111 @@
-"""Trains stacks, in chunks that a cut cannot hurt: rows after each stack, a checkpoint after each chunk."""
+"""Trains stacks, several side by side if wanted, such that a cut hurts nothing: rows after each stack, checkpoints."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
-from benchmarks.machine import card, commit
 from dnipipe.data.images import load_images
 
-from .batches import Batches, Images
-from .models import Model
+from .batches import Images
+from .job import Job, split
 from .order import Order
 from .rows import PaperRow, read_rows, selected, write_rows
-from .unlocked_stack import stack_of
+from .training import Training, agreement, fast_products
 
-EVALUATED_AT_ONCE = 2_000  # images
+__all__ = ["Job", "agreement", "finish", "run"]
+
+RESERVE = 0.05, 20.0
+"""Of the time limit, and seconds at most: for saving, table and picture."""
 
 
-@dataclass(frozen=True)
-class Job:
-    """Models of one shape, to be trained as one stack. name: of its checkpoint; says what is in it."""
+class _Clock:
+    """Whose time it is, and whether it is up."""
 
-    name: str
-    layers: int
-    num_hidden: int | None
-    models: tuple[Model, ...]
+    def __init__(self, limit_s: float) -> None:
+        share, most = RESERVE
+        self.until = time.monotonic() + limit_s - min(share * limit_s, most)
+        self.last = time.monotonic()
+
+    def share(self, trainings: Sequence[Training]) -> None:
+        """The seconds since the last call belong to those that train, in equal parts, so that all together are true."""
+        now = time.monotonic()
+        for training in trainings:
+            training.seconds += (now - self.last) / len(trainings)
+        self.last = now
+
+    @property
+    def is_up(self) -> bool:
+        return time.monotonic() > self.until
 
 
 def run(order: Order, jobs: Sequence[Job]) -> tuple[list[PaperRow], bool]:
-    """Trains what has no rows yet.
+    """Trains what has no rows yet; `order.workers` stacks at a time, each on a stream of its own.
 
-    Returns: all rows, with their selection, and whether every job is done.
+    Returns: all rows of the file, with their selection, and whether every job is done.
     """
-    until = time.monotonic() + order.limit_s
     rows = read_rows(order.json)
-    images = Images(load_images(order.dataset, order.data), order.device, order.limit)  # type: ignore[arg-type]
-    for job in jobs:
-        if _is_done(order, job, rows):
-            continue
-        new = _Run(order, job, images).go_on(until)
-        if new is None:
-            return selected(rows), False
-        rows = selected([*rows, *new])
-        write_rows(rows, order.json)
-        _checkpoint(order, job).unlink(missing_ok=True)
-    return rows, True
+    waiting = [job for job in split([job.completed(order) for job in jobs], order.stack) if not job.is_done(rows)]
+    active: dict[int, Training] = {}
+    start, clock = _Starter(order), _Clock(order.limit_s)
+    with fast_products():
+        while active or waiting:
+            for place in [place for place in range(order.workers) if place not in active][: len(waiting)]:
+                active[place] = start(waiting.pop(0), place)
+            place = _next_ready(active)
+            clock.share(list(active.values()))
+            training = active[place]
+            training.look()
+            if training.is_done:
+                rows = selected([*rows, *training.rows()])
+                write_rows(rows, order.json)
+                training.checkpoint.unlink(missing_ok=True)
+                del active[place]
+            elif not clock.is_up:
+                training.save_if_due()
+                training.go_on()
+            if clock.is_up and (active or waiting):
+                _stop(active, place)
+                return selected(rows), False
+    return selected(rows), True
 
 
-class _Run:
-    """One stack under way."""
+class _Starter:
+    """Starts trainings, each on the stream of its place; reads images once for all that want them alike."""
 
-    def __init__(self, order: Order, job: Job, images: Images) -> None:
-        self.order, self.job, self.images = order, job, images
-        recipe = order.recipe
-        shape = recipe.shape(images.features, images.num_classes, job.layers, job.num_hidden)
-        self.stack = stack_of(shape, job.models, order.device)
-        self.batches = Batches(images, [model.seed for model in job.models], recipe.batch)
-        self.step, self.seconds = 0, 0.0
-        self.curves: list[list[list[float]]] = [[] for _ in job.models]
-        self.chances = torch.tensor([[model.p_update] for model in job.models])
-        if _checkpoint(order, job).exists():
-            self._load()
+    def __init__(self, order: Order) -> None:
+        self.order, is_cuda = order, order.device.startswith("cuda")
+        self.streams = [torch.cuda.Stream(order.device) if is_cuda else None for _ in range(order.workers)]
+        self.sets: dict[tuple[str, str], Images] = {}
 
-    def go_on(self, until: float) -> list[PaperRow] | None:
-        """The rows, or None if time is up before the last step."""
-        while self.step < self.order.recipe.steps:
-            self._chunk()  # before a look at the clock: every call gets on, however short
-            if time.monotonic() > until and self.step < self.order.recipe.steps:
-                return None
-        held_out, test = (self._errors(*images) for images in (self.images.held_out, self.images.test))
-        facts = zip(self.job.models, held_out, test, self.curves, strict=True)
-        return [self._row(*each) for each in facts]
-
-    def _chunk(self) -> None:
-        began = time.monotonic()
-        recipe = self.order.recipe
-        end = min(recipe.steps, self.step + recipe.evaluate_every)
-        while self.step < end:
-            self.stack.step(*self.batches.at(self.step), *self._draw())
-            self.step += 1
-        errors = self._errors(*self.images.test)
-        for curve, error, agreement in zip(self.curves, errors, self._agreements(), strict=True):
-            curve.append([self.step, error, *agreement])
-        self.seconds += time.monotonic() - began
-        name = f"{self.job.name}: step {self.step}, test error % "
-        print(
-            name + " ".join(f"{model.method} {e:.2f}" for model, e in zip(self.job.models, errors, strict=True))[:160]
-        )
-        self._save()
-
-    def _draw(self) -> tuple[Tensor, Tensor] | tuple[()]:
-        """Which layers are updated and in which order, drawn anew at each step; nothing if all always are."""
-        if not self.stack.is_sparse:
-            return ()
-        random = torch.Generator().manual_seed(self.step)
-        size = len(self.job.models), self.job.layers
-        fires = torch.rand(size, generator=random) < self.chances
-        return fires.float().to(self.order.device), torch.rand(size, generator=random).to(self.order.device)
-
-    def _errors(self, x: Tensor, labels: Tensor) -> list[float]:
-        """Percent of wrong answers of each model."""
-        wrong = torch.zeros(len(self.job.models), device=labels.device)
-        for start in range(0, len(labels), EVALUATED_AT_ONCE):
-            part = slice(start, start + EVALUATED_AT_ONCE)
-            wrong += (self.stack.evaluate(x[:, part]).argmax(1) != labels[part]).sum(1)
-        return (100 * wrong / len(labels)).tolist()
-
-    def _agreements(self) -> list[list[float]]:
-        """Of models with an interface at one place only: how near its prediction was at the last step."""
-        found: list[list[float]] = [[] for _ in self.job.models]
-        for cut, (synthetic, true) in zip(reversed(range(1, self.job.layers)), self.stack.seen, strict=True):
-            if synthetic is None:
-                continue
-            figures = agreement(synthetic, true).tolist()
-            for number, model in enumerate(self.job.models):
-                if model.position == cut:
-                    found[number] = figures[number]
-        return found
-
-    def _row(self, model: Model, held_out: float, test: float, curve: list[list[float]]) -> PaperRow:
-        order, recipe = self.order, self.order.recipe
-        is_predicted = model.method in ("dni", "cdni")
-        return PaperRow(
-            experiment=order.experiment,
-            dataset=order.dataset,
-            model="fcn",
-            layers=self.job.layers,
-            method=model.method,
-            position=model.position,
-            p_update=model.p_update,
-            decay=model.decay,
-            predictor=self.job.num_hidden if is_predicted else None,
-            recipe=recipe.name,
-            seed=model.seed,
-            steps=recipe.steps,
-            batch=recipe.batch,
-            learning_rate=model.learning_rate,
-            test_error_percent=test,
-            held_out_error_percent=held_out,
-            device=card(torch.device(order.device)),
-            commit=commit(),
-            seconds_of_stack=self.seconds,
-            models_of_stack=len(self.job.models),
-            synthetic_inputs=model.synthetic_inputs,
-            curve=curve,
-        )
-
-    def _save(self) -> None:
-        path = _checkpoint(self.order, self.job)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        state = [each.detach() for each in self.stack.state()]
-        torch.save({"state": state, "step": self.step, "seconds": self.seconds, "curves": self.curves}, f"{path}.part")
-        Path(f"{path}.part").replace(path)
-
-    def _load(self) -> None:
-        saved = torch.load(_checkpoint(self.order, self.job), map_location=self.order.device, weights_only=True)
-        self.stack.load(saved["state"])
-        self.step, self.seconds, self.curves = saved["step"], saved["seconds"], saved["curves"]
+    def __call__(self, job: Job, place: int) -> Training:
+        order, key = self.order, (job.dataset, job.network)
+        if key not in self.sets:
+            data = load_images(job.dataset, order.data)  # type: ignore[arg-type]
+            self.sets[key] = Images(data, order.device, order.limit, as_pictures=job.network == "cnn")
+        return Training(order, job, self.sets[key], self.streams[place])
 
 
-def agreement(synthetic: Tensor, true: Tensor) -> Tensor:
-    """L2 distance, cosine, share of wrong signs of each model's gradients, mean over the batch: (E, D, B) -> (E, 3)."""
-    distance = (synthetic - true).norm(dim=1).mean(-1)
-    cosine = torch.cosine_similarity(synthetic, true, dim=1, eps=1e-30).mean(-1)
-    wrong = (synthetic.sign() != true.sign()).float().mean((1, 2))
-    return torch.stack([distance, cosine, wrong], 1)
+def _next_ready(active: Mapping[int, Training]) -> int:
+    """Lets all take turns until one is to be evaluated."""
+    while True:
+        for place, training in active.items():
+            if training.is_ready:
+                return place
+        if not any([training.advance() for training in active.values()]):
+            time.sleep(2e-4)
+
+
+def _stop(active: Mapping[int, Training], looked_at: int) -> None:
+    """Lets what is under way come to its next evaluation, and keeps it."""
+    for place, training in active.items():
+        if place != looked_at:
+            _next_ready({place: training})
+            training.look()
+        training.save()
 
 
 def finish(
@@ -179,21 +115,3 @@ def finish(
     text = write(rows, order.json.with_suffix(".png")) if rows else "no row yet\n"
     order.json.with_suffix(".md").write_text(text) if rows else None
     print(text if done else text + "\nTime is up before the last model: call again to go on.")
-
-
-def _checkpoint(order: Order, job: Job) -> Path:
-    return order.json.parent / f"{order.json.stem}_{job.name}.pt"
-
-
-def _is_done(order: Order, job: Job, rows: Sequence[PaperRow]) -> bool:
-    have = {
-        (row.layers, row.method, row.position, row.p_update, row.decay, row.seed, row.predictor, row.synthetic_inputs)
-        for row in rows
-    }
-    return all(
-        (
-            job.layers, model.method, model.position, model.p_update, model.decay, model.seed,
-            job.num_hidden if model.method in ("dni", "cdni") else None, model.synthetic_inputs,
-        ) in have
-        for model in job.models
-    )  # fmt: skip

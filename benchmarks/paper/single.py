@@ -7,8 +7,10 @@ python -m benchmarks.paper.single --device cuda --limit-s 500
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
 
+from .nearness import nearness_picture
 from .order import Order, read_order
 from .results import picture, table
 from .rows import HONEST_RULE, PaperRow, chosen_by
@@ -23,15 +25,17 @@ def jobs_of(order: Order) -> list[Job]:
         plain = [model("bprop", seed) for seed in order.seeds]
         plain += [model("no_bprop", seed, position=position) for seed, position in at]
         jobs.append(Job(f"L{layers}_plain", layers, None, tuple(plain)))
-        for num_hidden in order.recipe.num_hidden:
-            predicted = [model(method, seed, position=p) for seed, p in at for method in ("dni", "cdni")]
-            jobs.append(Job(f"L{layers}_hidden{num_hidden}", layers, num_hidden, tuple(predicted)))
+        # a stack for each position: one for all would have interfaces of all models at all cuts
+        for num_hidden, p in product(order.recipe.num_hidden, range(1, layers)):
+            predicted = [model(method, seed, position=p) for seed in order.seeds for method in ("dni", "cdni")]
+            jobs.append(Job(f"L{layers}_after{p}_hidden{num_hidden}", layers, num_hidden, tuple(predicted)))
     return jobs
 
 
 def write(rows: Sequence[PaperRow], path: Path) -> str:
-    """Below the errors, how near the synthetic gradient of the last evaluation was; the rows have it over training."""
-    picture(rows, path, "position (0: backprop)", lambda row: row.position or 0)
+    """Below the errors, how near the last synthetic gradients were; a second picture has it over training."""
+    picture(rows, path, "the one interface is after layer", lambda row: row.position or 0)
+    nearness_picture(rows, path.with_name(f"{path.stem}_gradients.png"))
     lines = [
         "",
         "| method | after layer | hidden | seed | L2 distance | cosine | wrong signs, % |",

@@ -10,59 +10,77 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from dnipipe.interface import Conv
 from dnipipe.interface.base import RMS_DECAY, RMS_FLOOR
 
+from .convolutions import ConvShape
+from .convolved import ConvLayer, ConvPredictor, Head
+from .layout import LAYOUTS, Layout
 from .models import PREDICTED, STALE, ZERO, Model, Shape
 from .plain import build
-from .stacked import Adam, Layer, Predictor
+from .stacked import Adam, Layer, Predictor, padded
 
 
 class Cut:
     """The place between two layers, in all models: their interfaces, averages, and which of them goes by what.
 
-    Args:    sources: of each model. predictor: the interfaces; None: no model has one.
+    Args:    sources: of each model. predictor: the interfaces; None: no model has one. at: shape of an activation of
+             one image. layout: of activations.
     """
 
     def __init__(
-        self, sources: Sequence[str], models: Sequence[Model], predictor: Predictor | None, shape: Shape, like: Tensor
+        self,
+        sources: Sequence[str],
+        models: Sequence[Model],
+        predictor: Predictor | ConvPredictor | None,
+        at: Sequence[int],
+        layout: Layout,
+        normalise: bool,
+        like: Tensor,
     ) -> None:
         if PREDICTED in sources and predictor is None:
             raise ValueError("dni and cdni need interfaces, but num_hidden = None: give the shape 0, 1 or 2")
-        self.predictor, self.normalise = predictor, shape.normalise
+        self.predictor, self.normalise, self.layout = predictor, normalise, layout
         self.kinds = set(sources)
-        self.is_of = {kind: _column([source == kind for source in sources], like).bool() for kind in self.kinds}
-        self.kept = _column([model.decay for model in models], like)
-        self.average = like.new_zeros(len(models), shape.width, 1)
-        self.rms = like.new_full((len(models), 1, 1), 0.0 if shape.normalise else 1.0)
+        is_of = {kind: [float(source == kind) for source in sources] for kind in self.kinds}
+        self.is_of = {kind: layout.column(each, like).bool() for kind, each in is_of.items()}
+        self.kept = layout.column([model.decay for model in models], like)
+        self.average = layout.average(len(models), at, like)
+        self.rms = layout.column([0.0 if normalise else 1.0] * len(models), like)
         self.adam = None
         if predictor is not None:
-            rates = _column([model.predictor_rate for model in models], like).flatten()
-            self.adam = Adam(predictor.parameters, rates)
+            self.adam = Adam(predictor.parameters, like.new_tensor([model.predictor_rate for model in models]))
 
     def predict(self, h: Tensor, one_hot: Tensor) -> Tensor | None:
-        """(E, D, B) in units of rms, with a graph to learn by; None where nobody predicts."""
+        """Like h, in units of rms, with a graph to learn by; None where nobody predicts."""
         return None if self.predictor is None else self.predictor(h.detach(), one_hot)
+
+    def scaled(self, prediction: Tensor) -> Tensor:
+        """The gradient that is predicted."""
+        return prediction * self.rms if self.normalise else prediction
 
     @torch.no_grad()
     def learn(self, prediction: Tensor, true: Tensor, moves: Tensor | None) -> None:
         """As Regressed.learn, an optimizer step, and end_step."""
         assert self.predictor is not None and self.adam is not None
-        own = true.square().mean((1, 2), keepdim=True).sqrt()
         if self.normalise:
-            scale = torch.where(self.rms > 0, self.rms, own).clamp_min(RMS_FLOOR)
-            loss_grad = (prediction - true / scale) * (2 / true[0].numel())
+            numel = true.numel() // len(self.adam.count)
+            own = torch.linalg.vector_norm(true, dim=self.layout.of_one_model, keepdim=True) * numel**-0.5
+            before = torch.where(self.rms > 0, self.rms, own)
+            difference = torch.addcdiv(prediction, true, before.clamp_min(RMS_FLOOR), value=-1).mul_(2 / numel)
+            rms = torch.lerp(before, own, 1 - RMS_DECAY)
+            self.rms.copy_(rms if moves is None else torch.where(moves.view_as(rms) > 0, rms, self.rms))
         else:
-            loss_grad = (prediction - true) * (2 / true.shape[-1])
-        self.adam.step(torch.autograd.grad(prediction, self.predictor.parameters, loss_grad), moves)
-        if self.normalise:
-            rms = torch.where(self.rms > 0, RMS_DECAY * self.rms + (1 - RMS_DECAY) * own, own)
-            self.rms.copy_(rms if moves is None else torch.where(moves.view(-1, 1, 1) > 0, rms, self.rms))
+            difference = (prediction - true).mul_(2 / true.shape[self.layout.batch])
+        self.adam.step(torch.autograd.grad(prediction, self.predictor.parameters, difference), moves)
 
     @torch.no_grad()
     def choose(self, true: Tensor, synthetic: Tensor | None) -> Tensor:
-        """What each model's layer below the cut learns from, (E, D, B)."""
+        """What each model's layer below the cut learns from, like `true`."""
+        if synthetic is not None and self.kinds == {PREDICTED}:
+            return synthetic
         chosen = true
         if synthetic is not None and PREDICTED in self.kinds:
             chosen = torch.where(self.is_of[PREDICTED], synthetic, chosen)
@@ -70,7 +88,7 @@ class Cut:
             chosen = chosen.masked_fill(self.is_of[ZERO], 0.0)
         if STALE in self.kinds:
             chosen = torch.where(self.is_of[STALE], self.average, chosen)
-            self.average.lerp_(true.mean(-1, keepdim=True), 1 - self.kept)
+            self.average.lerp_(true.mean(self.layout.batch, keepdim=True), 1 - self.kept)
         return chosen
 
     def state(self) -> list[Tensor]:
@@ -82,6 +100,8 @@ class Cut:
 
 class Stack:
     """Trains all models on the same or on different batches.
+
+    Activations of fully connected networks are (E, D, B), of convolutional ones (B, E, C, H, W).
 
     Args:    dtype: of everything; float64 for comparisons.
     Raises:  ValueError: no model; a position that the shape lacks; dni or cdni without interfaces.
@@ -96,47 +116,60 @@ class Stack:
         like = torch.zeros((), device=device, dtype=dtype)
         sources = list(zip(*(model.sources(shape.layers) for model in models), strict=True))
         layers, interfaces = zip(*(build(shape, model) for model in models), strict=True)
-        rates = _column([model.learning_rate for model in models], like).flatten()
-        self.layers = [Layer([module.to(like) for module in modules]) for modules in zip(*layers, strict=True)]
-        self.adams = [Adam(layer.parameters, rates) for layer in self.layers]
-        predictors: list[Predictor | None] = [None] * (shape.layers - 1)
-        if shape.num_hidden is not None:
-            at_cuts = zip(*interfaces, strict=True)
-            predictors = [Predictor([module.to(like) for module in each], shape.num_classes) for each in at_cuts]
-        self.cuts = [Cut(kinds, models, each, shape, like) for kinds, each in zip(sources, predictors, strict=True)]
-        self.conditional = _column([model.method == "cdni" for model in models], like)
+        self.layers = [part_of([module.to(like) for module in each]) for each in zip(*layers, strict=True)]
+        rates = [like.new_tensor([model.learning_rate for model in models]) for _ in self.layers]
+        self.adams = [Adam(layer.parameters, each) for layer, each in zip(self.layers, rates, strict=True)]
+        self.conditional = like.new_tensor([float(model.method == "cdni") for model in models]).view(-1, 1, 1)
+        classes = shape.num_classes if any(model.method == "cdni" for model in models) else 0
+        self.classes = torch.arange(padded(shape.num_classes), device=device).unsqueeze(-1)
+        layout = LAYOUTS[isinstance(shape, ConvShape)]
+        self.cuts = []
+        for cut, kinds in enumerate(sources):
+            is_asked = bool(interfaces[0]) and PREDICTED in kinds  # who backpropagates there needs none
+            predictor = predictor_of([each[cut].to(like) for each in interfaces], classes) if is_asked else None
+            at = shape.at(cut + 1)
+            self.cuts.append(Cut(kinds, models, predictor, at, layout, shape.normalise, like))
+        all_adams = [*self.adams, *(cut.adam for cut in self.cuts if cut.adam is not None)]
+        self.named_rates = [(adam, adam.learning_rate.clone()) for adam in all_adams]
         self.is_sparse = any(model.p_update < 1 for model in models)
         self.seen: list[tuple[Tensor | None, Tensor]] = []
-        """Of the last step, from the last cut down: what was predicted, and what came home; (E, D, B)."""
+        """Of the last step, from the last cut down: what was predicted, and what came home, both like activations."""
 
     def step(self, x: Tensor, label: Tensor, fires: Tensor | None = None, order: Tensor | None = None) -> None:
         """One step of all models.
 
         Args:    fires: (E, L) of 1 and 0, which layers go backward and are updated; None: all, in no order, since all
                  interfaces are asked before any learns. order: (E, L), a rank for each layer, no two alike in a model.
-        Shapes:  x (features, B) with label (B,), the same for all, or (E, features, B) with (E, B).
+        Shapes:  x (features, B) with label (B,), the same for all, or (S, features, B) with (S, B), each for E / S
+                 neighbours; of convolutional networks x is (B, S, C, H, W).
         """
-        answer = self._one_hot(label)
-        one_hot = answer * self.conditional
+        answer, one_hot = self._one_hots(label)
         inputs, outputs = self._forward(x)
         guesses = [cut.predict(h, one_hot) for cut, h in zip(self.cuts, outputs, strict=False)]
-        gradient = (outputs[-1].detach().softmax(1) - answer) / x.shape[-1]
+        gradient = (outputs[-1].detach().softmax(1) - answer) / label.shape[-1]
         self.seen = []
         for number in reversed(range(len(self.layers))):
             moves = None if fires is None else fires[:, number]
             leaves = [*self.layers[number].parameters, *inputs[number : number + 1 if number else number]]
             gradients = torch.autograd.grad(outputs[number], leaves, gradient)
             self.adams[number].step(gradients[: len(self.layers[number].parameters)], moves)
+            if number > 0 and self.cuts[number - 1].kinds == {ZERO}:
+                break  # nothing below ever moves
             if number > 0:
                 first = None if order is None else order[:, number] < order[:, number - 1]
                 gradient = self._cross(number - 1, outputs[number - 1], one_hot, guesses, gradients[-1], moves, first)
 
     @torch.no_grad()
     def evaluate(self, x: Tensor) -> Tensor:
-        """Logits (E, C, N) for images (features, N), by the running statistics."""
+        """Logits (E, C, N) for images (features, N) or (N, 1, C, H, W), by the running statistics."""
         for layer in self.layers:
             x = layer.evaluate(x)
         return x
+
+    def scale_rates(self, factor: float) -> None:
+        """Both learning rates of each model become `factor` times what the model names, where they lie."""
+        for adam, named in self.named_rates:
+            torch.mul(named, factor, out=adam.learning_rate)  # on the device: a copy from here would wait for it
 
     def state(self) -> list[Tensor]:
         """All that training changes, live, in a fixed order."""
@@ -174,22 +207,32 @@ class Stack:
         if guess is None:
             self.seen.append((None, true))
             return place.choose(true, None)
-        synthetic = guess.detach() * place.rms
+        synthetic = place.scaled(guess.detach())
         self.seen.append((synthetic, true))
         place.learn(guess, true, moves)
         if above_first is not None:  # who comes after the layer above meets an interface that has just learned
             assert place.predictor is not None
             with torch.no_grad():
-                newer = place.predictor(h, one_hot) * place.rms
-            synthetic = torch.where(above_first.view(-1, 1, 1), newer, synthetic)
+                newer = place.scaled(place.predictor(h, one_hot))
+            synthetic = torch.where(above_first.view_as(place.rms), newer, synthetic)
         return place.choose(true, synthetic)
 
-    def _one_hot(self, label: Tensor) -> Tensor:
-        """Label (B,) or (E, B) -> (C, B) or (E, C, B)."""
-        classes = torch.arange(self.shape.num_classes, device=label.device).unsqueeze(-1)
-        return (label.unsqueeze(-2) == classes).to(self.conditional.dtype)
+    def _one_hots(self, label: Tensor) -> tuple[Tensor, Tensor]:
+        """Label (B,) or (S, B) -> (C, B) or (E, C, B), and what interfaces see of it: (E, padded(C), B)."""
+        if label.ndim == 2:
+            label = label.unsqueeze(1).expand(-1, len(self.models) // len(label), -1).flatten(0, 1)
+        wide = (label.unsqueeze(-2) == self.classes).to(self.conditional.dtype)
+        return wide[..., : self.shape.num_classes, :], wide * self.conditional
 
 
-def _column(values: Sequence[float], like: Tensor) -> Tensor:
-    """(E, 1, 1)."""
-    return torch.tensor([float(value) for value in values], device=like.device, dtype=like.dtype).view(-1, 1, 1)
+def part_of(modules: Sequence[nn.Sequential]) -> Layer | ConvLayer | Head:
+    """The layer of all models of that of each."""
+    if isinstance(modules[0][0], nn.Conv2d):
+        return ConvLayer(modules)
+    return Head(modules) if isinstance(modules[0][0], nn.Flatten) else Layer(modules)
+
+
+def predictor_of(interfaces: Sequence[nn.Module], num_classes: int) -> Predictor | ConvPredictor:
+    """The interfaces of all models of that of each."""
+    kind = ConvPredictor if isinstance(interfaces[0], Conv) else Predictor
+    return kind(interfaces, num_classes)  # type: ignore[arg-type]

@@ -1,8 +1,9 @@
-"""The parts of E networks that train at once, each with weights, statistics and moments of its own.
+"""The parts of E fully connected networks that train at once, each with weights, statistics and moments of its own.
 
 A part holds E of everything, and one batched matrix product serves them all. Activations are (E, features, B): so
-batch normalisation is a layer norm over the last dimension, which torch has in one kernel. Nothing here waits for the
-device.
+batch normalisation is a layer norm over the last dimension, in one kernel. Nothing here waits for the device.
+
+A linear map before a batch normalisation has no bias: what it adds, the normalisation takes away.
 """
 
 from __future__ import annotations
@@ -10,41 +11,35 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dnipipe.interface import MLP
 
-EPS = 1e-5  # of nn.BatchNorm1d, as is the momentum
-MOMENTUM = 0.1
-BETA_1, BETA_2, ADAM_EPS = 0.9, 0.999, 1e-8  # of torch.optim.Adam
+from .fused import EPS, adam, norm_relu
 
 
 class Adam:
     """torch.optim.Adam for E models, each with its own learning rate, and each free to sit a step out.
 
-    Args:    parameters: each (E, ...), changed in place. learning_rate: (E,).
+    Args:    parameters: each (E, ...), contiguous, changed in place. learning_rate: (E,), kept: what is written into
+             it holds from the next step on, also for a captured step.
     """
 
     def __init__(self, parameters: Sequence[Tensor], learning_rate: Tensor) -> None:
         self.parameters, self.learning_rate = list(parameters), learning_rate
         self.count = torch.zeros_like(learning_rate)
+        self.all_move = torch.ones_like(learning_rate)
         self.first = [torch.zeros_like(parameter) for parameter in parameters]
         self.second = [torch.zeros_like(parameter) for parameter in parameters]
 
     @torch.no_grad()
     def step(self, gradients: Sequence[Tensor], moves: Tensor | None = None) -> None:
         """moves: (E,), 1 for a model that makes this step and 0 for one that does not; None: all do."""
-        moves = torch.ones_like(self.count) if moves is None else moves
+        moves = self.all_move if moves is None else moves
         self.count += moves
-        count = self.count.clamp_min(1)  # who has never moved divides by nothing
-        rate = self.learning_rate * moves / (1 - BETA_1**count)
-        spread = (1 - BETA_2**count).sqrt()
-        for parameter, gradient, first, second in zip(self.parameters, gradients, self.first, self.second, strict=True):
-            shape = (-1,) + (1,) * (parameter.ndim - 1)
-            first.lerp_(gradient, ((1 - BETA_1) * moves).view(shape))
-            second.lerp_(gradient.square(), ((1 - BETA_2) * moves).view(shape))
-            deviation = second.sqrt().div_(spread.view(shape)).add_(ADAM_EPS)
-            parameter.addcmul_(first / deviation, rate.view(shape), value=-1)
+        for parameter, gradient, *moments in zip(self.parameters, gradients, self.first, self.second, strict=True):
+            adam(parameter, gradient, (moments[0], moments[1]), self.count, self.learning_rate, moves)
 
     def state(self) -> list[Tensor]:
         return [self.count, *self.first, *self.second]
@@ -55,94 +50,108 @@ class Layer:
 
     Args:    modules: of each model, Sequential(nn.Linear, nn.BatchNorm1d, nn.ReLU) or Sequential(nn.Linear), whose
              weights these start from.
-    Shapes:  x (E, in, B), or (in, B), the same for all -> (E, out, B).
+    Shapes:  x (E, in, B), or (S, in, B), each for E / S neighbours, or (in, B), the same for all -> (E, out, B).
     """
 
     def __init__(self, modules: Sequence[nn.Sequential]) -> None:
         linears = [module[0] for module in modules]
-        self.parameters = [_stack(linears, "weight"), _stack(linears, "bias").unsqueeze(-1)]
+        self.parameters = [stack(linears, "weight")]
         self.statistics: list[Tensor] = []
         if len(modules[0]) > 1:
             norms = [module[1] for module in modules]
-            self.parameters += [_stack(norms, name).unsqueeze(-1) for name in ("weight", "bias")]
-            self.statistics = [_stack(norms, name).unsqueeze(-1) for name in ("running_mean", "running_var")]
+            self.parameters.append(torch.stack([stack(norms, name) for name in ("weight", "bias")], 1))
+            self.statistics = [stack(norms, name) for name in ("running_mean", "running_var")]
+        else:
+            self.parameters.append(stack(linears, "bias").unsqueeze(-1))
         for parameter in self.parameters:
             parameter.requires_grad_()
 
     def train(self, x: Tensor) -> Tensor:
         """By the statistics of the batch, which also enter the running ones."""
-        out = affine(self.parameters[0], self.parameters[1], x)
+        weight, other = self.parameters
         if not self.statistics:
-            return out
-        normal, mean, inverse = torch.native_layer_norm(out, out.shape[-1:], None, None, EPS)
-        self._remember(mean, inverse, out.shape[-1])
-        return torch.relu(torch.addcmul(self.parameters[3], normal, self.parameters[2]))
+            return affine(weight, other, x)
+        return norm_relu(product(weight, x), other, self.statistics)
 
     @torch.no_grad()
     def evaluate(self, x: Tensor) -> Tensor:
         """By the running statistics."""
-        out = affine(self.parameters[0], self.parameters[1], x)
+        weight, other = self.parameters
         if not self.statistics:
-            return out
+            return affine(weight, other, x)
         mean, variance = self.statistics
-        scale = self.parameters[2] * (variance + EPS).rsqrt()
-        return torch.relu((out - mean) * scale + self.parameters[3])
-
-    @torch.no_grad()
-    def _remember(self, mean: Tensor, inverse: Tensor, batch: int) -> None:
-        variance = (inverse.detach() ** -2 - EPS).clamp_min(0) * (batch / (batch - 1))
-        self.statistics[0].lerp_(mean.detach(), MOMENTUM)
-        self.statistics[1].lerp_(variance, MOMENTUM)
+        scale = other[:, 0] * (variance + EPS).rsqrt()
+        return torch.addcmul(
+            (other[:, 1] - mean * scale).unsqueeze(-1), product(weight, x), scale.unsqueeze(-1)
+        ).relu_()
 
 
 class Predictor:
     """E interfaces of one architecture: those of dnipipe.interface.MLP with batch normalisation.
 
-    Args:    interfaces: of each model, all with as many hidden layers; one that is not conditional gets a table of
-             zeros, which must see a one-hot of zeros.
-             num_classes: C.
-    Shapes:  h (E, D, B), one_hot (E, C, B) -> (E, D, B), in units of the interface's scale.
+    The label enters as further features, one-hot, as many as padded(C).
+
+    Args:    interfaces: of each model, all with as many hidden layers; one that is not conditional must see a one-hot
+             of zeros. num_classes: C; 0: none is conditional.
+    Shapes:  h (E, D, B), one_hot (E, C, B) or, to save a copy, (E, padded(C), B) -> (E, D, B), in units of the
+             interface's scale.
     """
 
     def __init__(self, interfaces: Sequence[MLP], num_classes: int) -> None:
         firsts = [interface.first for interface in interfaces]
-        linears = [first.linear for first in firsts]
-        self.parameters = [_stack(linears, "weight"), _stack(linears, "bias").unsqueeze(-1)]
-        out_features = linears[0].out_features
-        tables = [
-            first.linear.weight.new_zeros(out_features, num_classes) if first.rows is None else first.rows.weight[1:].T
-            for first in firsts
-        ]
-        self.parameters.append(torch.stack(tables).detach().clone())
+        lasts = [first.linear for first in firsts]
+        weight = stack(lasts, "weight")
+        if num_classes > 0:
+            table = weight.new_zeros(*weight.shape[:2], padded(num_classes))
+            for own, first in zip(table, firsts, strict=True):
+                if first.rows is not None:
+                    own[:, :num_classes] = first.rows.weight[1:].detach().T
+            weight = torch.cat([weight, table], -1)
+        self.parameters = [weight]
         for modules in zip(*(interface.rest for interface in interfaces), strict=True):
-            if not isinstance(modules[0], nn.ReLU):
-                self.parameters += [
-                    _stack(modules, "weight") if isinstance(modules[0], nn.Linear) else _column(modules, "weight"),
-                    _column(modules, "bias"),
-                ]
+            if isinstance(modules[0], nn.Linear):
+                self.parameters.append(stack(modules, "weight"))
+                lasts = list(modules)
+            elif not isinstance(modules[0], nn.ReLU):
+                self.parameters.append(torch.stack([stack(modules, name) for name in ("weight", "bias")], 1))
+        self.parameters.append(stack(lasts, "bias").unsqueeze(-1))
         for parameter in self.parameters:
             parameter.requires_grad_()
 
     def __call__(self, h: Tensor, one_hot: Tensor) -> Tensor:
-        weight, bias, table, *rest = self.parameters
-        out = torch.baddbmm(affine(weight, bias, h), table, one_hot)
-        for gamma, beta, weight, bias in zip(*(rest[number::4] for number in range(4)), strict=True):
-            normal = torch.native_layer_norm(out, out.shape[-1:], None, None, EPS)[0]
-            out = affine(weight, bias, torch.relu(torch.addcmul(beta, normal, gamma)))
-        return out
+        weight, *rest, bias = self.parameters
+        if weight.shape[-1] > h.shape[1]:
+            h = torch.cat([h, widened(one_hot, weight.shape[-1] - h.shape[1])], 1)
+        for norm, next_weight in zip(rest[::2], rest[1::2], strict=True):
+            h, weight = norm_relu(product(weight, h), norm), next_weight
+        return affine(weight, bias, h)
+
+
+def padded(num_classes: int) -> int:
+    """The next multiple of 16: so many features of a label keep rows of memory aligned, which products are fast by."""
+    return -(-num_classes // 16) * 16
+
+
+def widened(one_hot: Tensor, classes: int) -> Tensor:
+    """(E, C, B) -> (E, classes, B), zeros added."""
+    missing = classes - one_hot.shape[1]
+    return F.pad(one_hot, (0, 0, 0, missing)) if missing else one_hot
 
 
 def affine(weight: Tensor, bias: Tensor, x: Tensor) -> Tensor:
-    """weight (E, out, in), bias (E, out, 1), x (E, in, B) or (in, B) -> (E, out, B)."""
-    if x.ndim == 3:
+    """weight (E, out, in), bias (E, out, 1), x as in product -> (E, out, B)."""
+    if x.ndim == 3 and len(x) == len(weight):
         return torch.baddbmm(bias, weight, x)
-    # one input for all: one matrix product instead of E
-    return torch.addmm(bias.flatten(0, 1), weight.flatten(0, 1), x).unflatten(0, weight.shape[:2])
+    return product(weight, x) + bias
 
 
-def _stack(modules: Sequence[nn.Module], name: str) -> Tensor:
+def product(weight: Tensor, x: Tensor) -> Tensor:
+    """weight (E, out, in), x (E, in, B), or (S, in, B), each for E / S neighbours, or (in, B) -> (E, out, B)."""
+    x = x if x.ndim == 3 else x.unsqueeze(0)
+    # one input for some: one matrix product for them instead of one each
+    rows = weight.reshape(len(x), -1, weight.shape[-1])
+    return torch.bmm(rows, x).view(*weight.shape[:2], x.shape[-1])
+
+
+def stack(modules: Sequence[nn.Module], name: str) -> Tensor:
     return torch.stack([getattr(module, name) for module in modules]).detach().clone()
-
-
-def _column(modules: Sequence[nn.Module], name: str) -> Tensor:
-    return _stack(modules, name).unsqueeze(-1)

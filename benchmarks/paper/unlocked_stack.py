@@ -116,6 +116,7 @@ class UnlockedStack(Stack):
         self.is_unlocked = torch.tensor([model.synthetic_inputs for model in models], device=device).view(-1, 1, 1)
         of_each = zip(*(build_inputs(shape, model) for model in models), strict=True)
         self.inputs = [InputModels(alike, rates, shape.normalise) for alike in of_each]
+        self.named_rates += [(place.adam, place.adam.learning_rate.clone()) for place in self.inputs]
         self._ran: tuple[list[Tensor], list[Tensor]] = [], []
 
     def step(self, x: Tensor, label: Tensor, fires: Tensor | None = None, order: Tensor | None = None) -> None:

@@ -1,0 +1,127 @@
+"""The parts of E convolutional networks that train at once: one network with E times the channels, in groups.
+
+Activations are (B, E, C, H, W), so a grouped convolution, batch normalisation and pooling take them without a copy.
+One-hot labels, and what comes out of the last layer, are (E, C, B), as in stacked.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dnipipe.interface import Conv
+
+from .convolutions import KERNEL, POOL
+from .fused import EPS, MOMENTUM
+from .stacked import affine, padded, stack, widened
+
+
+class ConvLayer:
+    """E layers: filters, batch normalisation, ReLU and pooling.
+
+    Args:    modules: of each model, Sequential(Conv2d, BatchNorm2d, ReLU, MaxPool2d or AvgPool2d).
+    Shapes:  x (B, E, C, H, W), or (B, S, C, H, W), each for E / S neighbours -> (B, E, out, H / 3, W / 3).
+    """
+
+    def __init__(self, modules: Sequence[nn.Sequential]) -> None:
+        norms = [module[1] for module in modules]
+        self.parameters = [stack([module[0] for module in modules], "weight"), _scale_and_shift(norms)]
+        self.statistics = [stack(norms, name) for name in ("running_mean", "running_var")]
+        self.pool = F.max_pool2d if isinstance(modules[0][3], nn.MaxPool2d) else F.avg_pool2d
+        for parameter in self.parameters:
+            parameter.requires_grad_()
+
+    def train(self, x: Tensor) -> Tensor:
+        """By the statistics of the batch, which also enter the running ones."""
+        return self._go(x, training=True)
+
+    @torch.no_grad()
+    def evaluate(self, x: Tensor) -> Tensor:
+        """By the running statistics."""
+        return self._go(x, training=False)
+
+    def _go(self, x: Tensor, *, training: bool) -> Tensor:
+        weight, norm = self.parameters
+        out = _batch_norm(convolve(weight, x), norm, self.statistics, training=training)
+        return self.pool(F.relu(out.flatten(1, 2)), POOL).unflatten(1, weight.shape[:2])
+
+
+class Head:
+    """E last layers.
+
+    Args:    modules: of each model, Sequential(Flatten, Linear).
+    Shapes:  x (B, E, C, H, W) -> (E, out, B).
+    """
+
+    statistics: list[Tensor] = []
+
+    def __init__(self, modules: Sequence[nn.Sequential]) -> None:
+        linears = [module[1] for module in modules]
+        self.parameters = [stack(linears, "weight"), stack(linears, "bias").unsqueeze(-1)]
+        for parameter in self.parameters:
+            parameter.requires_grad_()
+
+    def train(self, x: Tensor) -> Tensor:
+        weight, bias = self.parameters
+        return affine(weight, bias, x.flatten(2).permute(1, 2, 0))
+
+    @torch.no_grad()
+    def evaluate(self, x: Tensor) -> Tensor:
+        return self.train(x)
+
+
+class ConvPredictor:
+    """E interfaces of one architecture: those of dnipipe.interface.Conv with batch normalisation.
+
+    Args:    interfaces: of each model, all with as many hidden layers; one that is not conditional must see a one-hot
+             of zeros. num_classes: C; 0: none is conditional.
+    Shapes:  h (B, E, channels, H, W), one_hot (E, C or padded(C), B) -> like h, in units of the interface's scale.
+    """
+
+    def __init__(self, interfaces: Sequence[Conv], num_classes: int) -> None:
+        columns = [list(modules) for modules in zip(*(each.layers for each in interfaces), strict=True)]
+        filters = [column for column in columns if isinstance(column[0], nn.Conv2d)]
+        norms = [_scale_and_shift(column) for column in columns if isinstance(column[0], nn.BatchNorm2d)]
+        inputs = filters[-1][0].out_channels + padded(num_classes)
+        first = filters[0][0].weight.new_zeros(len(interfaces), filters[0][0].out_channels, inputs, KERNEL, KERNEL)
+        for own, module in zip(first, filters[0], strict=True):
+            own[:, : module.in_channels] = module.weight.detach()
+        weights = [stack(column, "weight") for column in filters[1:]]
+        rest = [each for pair in zip(norms, weights, strict=True) for each in pair]
+        self.parameters = [first, *rest, stack(filters[-1], "bias")]
+        for parameter in self.parameters:
+            parameter.requires_grad_()
+
+    def __call__(self, h: Tensor, one_hot: Tensor) -> Tensor:
+        weight, *rest, bias = self.parameters
+        if weight.shape[2] > h.shape[2]:
+            label = widened(one_hot, weight.shape[2] - h.shape[2]).permute(2, 0, 1)[..., None, None]
+            h = torch.cat([h, label.expand(-1, -1, -1, *h.shape[3:])], 2)
+        for norm, next_weight in zip(rest[::2], rest[1::2], strict=True):
+            h, weight = F.relu(_batch_norm(convolve(weight, h), norm, [], training=True)), next_weight
+        return convolve(weight, h) + bias[..., None, None]
+
+
+def convolve(weight: Tensor, x: Tensor) -> Tensor:
+    """weight (E, out, in, 5, 5), x (B, E or S, in, H, W), each of S for E / S neighbours -> (B, E, out, H, W)."""
+    filters = weight.flatten(0, 1)
+    if filters.is_cuda:
+        filters = filters.contiguous(memory_format=torch.channels_last)  # the order that tensor cores take
+    filtered = F.conv2d(x.flatten(1, 2), filters, padding=KERNEL // 2, groups=x.shape[1])
+    return filtered.unflatten(1, weight.shape[:2])
+
+
+def _batch_norm(x: Tensor, norm: Tensor, statistics: Sequence[Tensor], *, training: bool) -> Tensor:
+    """x (B, E, C, H, W); norm (E, 2, C); statistics: running mean and variance (E, C), or none."""
+    mean, variance = (each.view(-1) for each in statistics) if statistics else (None, None)
+    scale, shift = (each.flatten() for each in norm.unbind(1))
+    flat = F.batch_norm(x.flatten(1, 2), mean, variance, scale, shift, training, MOMENTUM, EPS)
+    return flat.unflatten(1, x.shape[1:3])
+
+
+def _scale_and_shift(norms: Sequence[nn.Module]) -> Tensor:
+    """(E, 2, C)."""
+    return torch.stack([stack(norms, name) for name in ("weight", "bias")], 1)
