@@ -25,9 +25,8 @@ def jobs_of(order: Order) -> list[Job]:
         plain = [model("bprop", seed) for seed in order.seeds]
         plain += [model("no_bprop", seed, position=position) for seed, position in at]
         jobs.append(Job(f"L{layers}_plain", layers, None, tuple(plain)))
-        for num_hidden, p in product(
-            order.recipe.num_hidden, range(1, layers)
-        ):  # one stack would have interfaces at all
+        # a stack for each position: one for all would have interfaces of all models at all cuts
+        for num_hidden, p in product(order.recipe.num_hidden, range(1, layers)):
             predicted = [model(method, seed, position=p) for seed in order.seeds for method in ("dni", "cdni")]
             jobs.append(Job(f"L{layers}_after{p}_hidden{num_hidden}", layers, num_hidden, tuple(predicted)))
     return jobs

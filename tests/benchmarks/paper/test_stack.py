@@ -191,6 +191,11 @@ def test_layers_that_begin_as_the_identity() -> None:
     assert len(middle) == 2 and all(torch.equal(weight, torch.eye(10)) for weight in middle)
 
 
+def test_interfaces_are_only_where_they_are_asked() -> None:
+    stack = Stack(_shape(1), [Model("dni", position=2), Model("cdni", position=2), Model("bprop")])
+    assert [cut.predictor is not None for cut in stack.cuts] == [False, True, False]
+
+
 def test_scaled_rates_are_those_of_models_that_name_them() -> None:
     shape = _shape(1)
     scaled = Stack(shape, [Model("cdni", learning_rate=1e-2, predictor_rate=4e-2)], dtype=torch.float64)
