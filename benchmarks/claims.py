@@ -55,6 +55,8 @@ def _at_3s(rows: Sequence[Row], num_stages: int) -> list[Claim]:
     most = rival.peak_bytes if rival else None
     fits = [row for row in rows if most is None or (row.peak_bytes is not None and row.peak_bytes <= most)]
     best, by = _fastest(fits, m)
+    if best is None:  # then it is not reached, by so much
+        best, by = _fastest(rows, m)
     share = best.peak_bytes / most if best and best.peak_bytes and most else None
     where = f"S = {num_stages}, M = {m}"
     return [

@@ -126,6 +126,7 @@ class Contestant:
         with work_of(self.entry.title):
             if isinstance(self.schedule, ScheduleDNI):
                 self.schedule.flush()
+            self.parts.optimizer.zero_grad(set_to_none=True)  # which flush() may have completed
             if self.parts.device.type == "cuda":
                 torch.cuda.synchronize(self.parts.device)
 

@@ -58,7 +58,9 @@ def note_failure(error: ContestantError, microbatches: int, rank: int, folder: P
     memory = isinstance(cause, torch.OutOfMemoryError) or OUT_OF_MEMORY in str(cause).lower()
     kind = OUT_OF_MEMORY if memory else f"failed with {type(cause).__name__}"
     failure = Failure(error.title, microbatches, rank, f"{kind} on rank {rank}: {first}", time.time())
-    (folder / f"failure-{rank}.json").write_text(json.dumps(asdict(failure)), encoding="utf-8")
+    path = folder / f"failure-{rank}.json"
+    path.with_suffix(".part").write_text(json.dumps(asdict(failure)), encoding="utf-8")
+    path.with_suffix(".part").replace(path)  # at once: the launcher ends all ranks when the first has failed
 
 
 def take_failure(folder: Path) -> Failure | None:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from benchmarks import claims, link_rows, multi_gpu_check, planned, table
+from benchmarks.failures import is_memory
 from benchmarks.link_rows import LinkRow
 from benchmarks.multi_gpu_check import CheckRow
 from benchmarks.options import numbers
@@ -69,7 +70,8 @@ def wrong_checks(checks: Sequence[CheckRow]) -> list[str]:
     """One line for each fault; none: all is well."""
     if not checks:
         return ["correctness: nothing was checked"]
-    lines = [] if len(checks) >= len(multi_gpu_check.CASES) else [f"correctness: only {len(checks)} cases were checked"]
+    due = len(multi_gpu_check.CASES) * (2 if checks[0].device == "cuda" else 1)  # transports
+    lines = [] if len(checks) >= due else [f"correctness: only {len(checks)} cases of {due} were checked"]
     return lines + [
         f"correctness: {row.policy}, M = {row.microbatches}, {row.transport} differs by {row.worst}"
         for row in checks
@@ -88,7 +90,8 @@ def wrong_rows(rows: Sequence[Row], counts: Sequence[int]) -> list[str]:
 
 def _faults(row: Row) -> list[str]:
     if row.refused is not None:
-        return [row.refused] if row.refused.startswith(FAILED) else []
+        is_fault = row.refused.startswith(FAILED) or (row.schedule == "DNI" and not is_memory(row.refused))
+        return [row.refused] if is_fault else []
     faults = []
     if row.step_ms is None or not math.isfinite(row.step_ms) or row.step_ms <= 0:
         faults.append(f"a step of {row.step_ms} ms")

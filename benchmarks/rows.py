@@ -32,8 +32,7 @@ class Row:
         ratio_to_gpipe, ratio_to_1f1b: throughput by theirs on the same microbatches. None: there is none of theirs.
         bound_to_gpipe, bound_to_1f1b: what theory allows these two: bound by their bound.
         peak_bytes: of memory, largest over ranks. None on a CPU. peak_bytes_by_rank: of each.
-        activation_bytes: of the first rank, at its peak: all but weights, gradients, optimizer, copies of weights,
-            predictors and buffers of messages (benchmarks/memory.py). None on a CPU.
+        activation_bytes: what autograd keeps on the first rank at its most, but for weights (benchmarks/memory.py).
         in_flight: microbatches whose graph is alive, largest over ranks and time. None: not counted.
         interface_cost_share: of DNI alone, 0 to 1: predict and learn by the stage's time.
         forward_ms, backward_ms, transfer_ms: of one microbatch, alone: of the dearest stage, and of an activation over

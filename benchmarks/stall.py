@@ -221,8 +221,10 @@ def _read(argv: Sequence[str] | None) -> _Order:
     parser.add_argument("--json", type=Path, default=Path("runs/stall/stall.json"), help="rows; table, picture beside")
     given = parser.parse_args(argv)
     try:
-        for name in ("microbatches", "steps"):
-            check_least(name, getattr(given, name))
+        check_least("microbatches", given.microbatches)
+        check_least("steps", given.steps, 4)  # so that the stall falls behind the first, which no time is taken of
+        if not given.microbatch_ms > 0:
+            raise ValueError(f"--microbatch-ms must be above 0, got {given.microbatch_ms}")
         parts = (given.microbatches, given.microbatch_ms, given.stall_s, given.steps, given.patience_s)
         needed = Settings(0, *parts).needed
         windows = numbers("--windows", given.windows) if given.windows else [needed // 3, needed + needed // 10 + 1]

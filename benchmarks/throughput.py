@@ -82,7 +82,8 @@ def measure(
         else:
             done = {(row.blocks_per_stage, row.microbatches) for row in _rows(path)}
             left = [each for each in pending if (each.workload.blocks_per_stage, each.num_microbatches) not in done]
-            pending = [_without(each, failure) for each in left]
+            failed = next(each for each in at_once if each.num_microbatches == failure.microbatches)
+            pending = [_without(each, failure, failed) if each in at_once else each for each in left]
     return _rows(path)
 
 
@@ -90,10 +91,11 @@ def _rows(path: Path) -> list[Row]:
     return read_rows(path) if path.exists() else []
 
 
-def _without(settings: Settings, failure: Failure) -> Settings:
-    """At as many microbatches it failed; where memory was short, it is so with more, too."""
-    more = settings.num_microbatches > failure.microbatches
-    if settings.num_microbatches != failure.microbatches and not (more and is_memory(failure.reason)):
+def _without(settings: Settings, failure: Failure, failed: Settings) -> Settings:
+    """At as many microbatches it failed; where memory was short, it is so with more of at least that size, too."""
+    more = settings.num_microbatches > failed.num_microbatches
+    larger = more and settings.workload.microbatch_size >= failed.workload.microbatch_size
+    if settings.num_microbatches != failed.num_microbatches and not (larger and is_memory(failure.reason)):
         return settings
     return replace(settings, failed=(*settings.failed, (failure.title, failure.reason)))
 

@@ -49,7 +49,7 @@ part() { # part NAME SECONDS COMMAND...: runs it for so long at most; its last l
 }
 
 if [[ $what == throughput ]]; then
-    rm -f "$OUT"/{links,check,throughput,machine}.json "$OUT"/throughput-m*.png
+    rm -rf "$OUT"/{links,check,throughput,machine}.json "$OUT"/throughput-m*.png "$OUT"/{report.md,planned.png,traces}
     # 4, then 3 N first: should time run out, the others are missing
     counts=4,$((3 * n)),8,2,1
     only=GPipe,1F1B,Interleaved1F1B,ZBVZeroBubble
@@ -71,6 +71,7 @@ if [[ $what == throughput ]]; then
         "${sizes[@]}" --only "$only" --limit-s "$((left - 20))" --traces "$OUT/traces" --json "$OUT/throughput.json"
     part report 30 "$PYTHON" -m benchmarks.multi_gpu_report "$OUT" --microbatches "$counts"
 else
+    rm -f "$OUT"/time_to_loss.*
     # ---- the arguments of the race: begin -----------------------------------------------------------------------------
     if [[ $DEVICE == cuda ]]; then
         # 160 M parameters in 2 stages of 4 blocks or 4 of 2, 320 M in 8 of 2; microbatches so large that a step is work

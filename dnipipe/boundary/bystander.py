@@ -6,6 +6,7 @@ the data is there (torch 2.13), and a `wait` that runs out of time breaks the co
 
 from __future__ import annotations
 
+import atexit
 import queue
 import threading
 from collections.abc import Sequence
@@ -13,6 +14,7 @@ from datetime import timedelta
 
 import torch.distributed as dist
 
+EXIT_S = 10.0
 FOREVER = timedelta(days=30)  # the owner bounds its own wait; between its steps nobody waits, however long that takes
 
 
@@ -22,7 +24,7 @@ class Transfer:
     def __init__(self, works: Sequence[dist.Work]) -> None:
         self.works = list(works)
         self.over = threading.Event()
-        self.failure: RuntimeError | None = None
+        self.failure: Exception | None = None
 
     def wait(self, timeout_s: float) -> None:
         """Raises: TimeoutError after timeout_s; RuntimeError, gloo's own."""
@@ -36,9 +38,18 @@ class Bystander:
     """Waits for one transfer after the other, in the order in which they were posted."""
 
     def __init__(self, name: str) -> None:
-        self._transfers: queue.SimpleQueue[Transfer] = queue.SimpleQueue()
-        # daemon: what is still posted when a run ends is never met, and must not keep the process
-        threading.Thread(target=self._stand_by, name=name, daemon=True).start()
+        self._transfers: queue.SimpleQueue[Transfer | None] = queue.SimpleQueue()
+        # daemon: what is still posted when a run ends may never be met, and must not keep the process
+        self._thread = threading.Thread(target=self._stand_by, name=name, daemon=True)
+        self._thread.start()
+        # a thread that is in gloo when the interpreter goes aborts the process; the neighbour's exit frees it
+        atexit.register(self.close)
+
+    def close(self) -> None:
+        """Ends the thread when what is posted is over, at the latest after EXIT_S."""
+        atexit.unregister(self.close)
+        self._transfers.put(None)
+        self._thread.join(EXIT_S)
 
     def watch(self, works: Sequence[dist.Work]) -> Transfer:
         transfer = Transfer(works)
@@ -46,12 +57,11 @@ class Bystander:
         return transfer
 
     def _stand_by(self) -> None:
-        while True:
-            transfer = self._transfers.get()
+        while (transfer := self._transfers.get()) is not None:
             try:
                 for work in transfer.works:
                     work.wait(FOREVER)
-            except RuntimeError as error:
+            except Exception as error:  # whatever it is, its owner hears it, and the next transfer is waited for
                 transfer.failure = error
             transfer.works = []
             transfer.over.set()

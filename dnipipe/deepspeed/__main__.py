@@ -25,7 +25,16 @@ def main() -> None:
     deepspeed.initialize = initialize
     script, sys.argv = arguments[0], [arguments[0], *of_launcher, *arguments[1:]]
     sys.path[0] = str(Path(script).resolve().parent)  # as `python SCRIPT.py` has it
-    runpy.run_path(script, run_name="__main__")
+    try:
+        runpy.run_path(script, run_name="__main__")
+    except SystemExit as end:
+        if not end.code:  # else the others may not come to the end, and NCCL would wait for them
+            _leave()
+        raise
+    _leave()
+
+
+def _leave() -> None:
     if dist.is_initialized():  # few scripts end it, and gloo's threads, when cut off by the exit, may abort it
         dist.destroy_process_group()
 

@@ -59,7 +59,7 @@ class SyntheticInput(Regressed):
 
     def _due(self, x: Tensor) -> tuple[int, ...]:
         """The shape of the activation."""
-        tokens = is_integer(x.dtype) and len(self.shape) == 2
+        tokens = isinstance(self.module, FromTokens)  # bears sequences of other lengths
         return (*x.shape[:2], *self.shape[1:]) if tokens else (x.shape[0], *self.shape)
 
     def _predict(self, h: Tensor, label: Tensor | None) -> Tensor:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from ..interface import TensorMeta, check_interface, choose_interface
 from .choose import resolve
 from .facts import GIVEN, Facts, agree_on_labels, agree_on_num_classes, check_equal
-from .forward_unlocked import check_inputs_known
+from .forward_unlocked import check_inputs_known, missing
 from .policy import AUTO, Policy
 
 
@@ -45,7 +45,8 @@ class Agreement:
 
 def agree(facts: Sequence[Facts], stage: int) -> Agreement:
     """The conclusions for `stage` from the facts of all stages in order. Raises: ValueError naming ranks and values."""
-    for name in ("num_microbatches", "policy", "labels", "check_every_steps", "fall_back", "optimizer", "unlocked"):
+    alike = "num_microbatches", "policy", "labels", "check_every_steps", "fall_back", "optimizer", "forward_unlocked"
+    for name in alike:
         check_equal({fact.rank: getattr(fact, name) for fact in facts}, name)
     asked = facts[0].policy
     policy, why = _choose(facts) if asked.name == AUTO else (asked, "")
@@ -81,9 +82,11 @@ def agree(facts: Sequence[Facts], stage: int) -> Agreement:
 
 def _check_unlocked(facts: Sequence[Facts], labels: str) -> None:
     """Raises: ValueError where stages shall start before their input is there, and cannot."""
-    unlocked, lower = facts[0].unlocked, facts[1:]
+    unlocked, lower = facts[0].forward_unlocked, facts[1:]
     if unlocked is None:
         return
+    if facts[0].net_input is None:  # by keyword, where no stage would look for it
+        raise ValueError(missing(facts[0].rank, 0))
     if labels == "relay":
         raise ValueError(
             "under forward_unlocked labels do not travel with activations, which may be late: pass target= on every "
@@ -91,7 +94,7 @@ def _check_unlocked(facts: Sequence[Facts], labels: str) -> None:
         )
     sent = [[TensorMeta(tuple(shape), dtype) for shape, dtype in fact.outputs] for fact in facts[:-1]]
     net_inputs, given = ([getattr(fact, name) for fact in lower] for name in ("net_input", "has_input_model"))
-    check_inputs_known([fact.rank for fact in lower], net_inputs, sent, unlocked[2], given)
+    check_inputs_known([fact.rank for fact in lower], net_inputs, sent, unlocked.num_tokens, given)
 
 
 def _choose(facts: Sequence[Facts]) -> tuple[Policy, str]:

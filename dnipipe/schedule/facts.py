@@ -8,6 +8,7 @@ from typing import Any
 
 from ..interface import TensorMeta, is_integer
 from .announce import Metas
+from .forward_unlocked import Agreed
 from .policy import Policy
 
 GIVEN = "given: "  # prefix of the name of an interface that is an object of the caller's
@@ -20,8 +21,8 @@ class Facts:
     label: of one microbatch, where this rank has one. interfaces: asked for, () = choose.
 
     optimizer: of the stage's weights, as choose.py knows it. no_graphs: why it cannot hold graphs; None: it can.
-    unlocked: what must be the same of ForwardUnlocked; None: inputs are waited for. net_input: of one microbatch, where
-    this rank has one. has_input_model: whether a model of its inputs was given.
+    forward_unlocked: what must be the same of it; None: inputs are waited for. net_input: of one microbatch, where this
+    rank has one. has_input_model: whether a model of its inputs was given.
     """
 
     rank: int
@@ -40,7 +41,7 @@ class Facts:
     fall_back: bool
     optimizer: str | None = None
     no_graphs: str | None = None
-    unlocked: tuple[Any, ...] | None = None
+    forward_unlocked: Agreed | None = None
     net_input: TensorMeta | None = None
     has_input_model: bool = False
 

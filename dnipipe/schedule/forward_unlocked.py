@@ -16,9 +16,10 @@ Source: Jaderberg et al. 2016, Decoupled Neural Interfaces using Synthetic Gradi
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -27,6 +28,15 @@ from ..interface import TensorMeta, check_layout, check_predictable
 from .policy import AUTO, LATE, Policy
 
 Start = tuple[int, int, int]  # stage, step() call from 0, microbatch of it from 0
+
+
+class Agreed(NamedTuple):
+    """See ForwardUnlocked."""
+
+    window: int
+    patience_s: float
+    num_tokens: int
+    late: tuple[Start, ...] | None
 
 
 @dataclass(frozen=True)
@@ -54,17 +64,19 @@ class ForwardUnlocked:
     optimizer: Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer] | None = None
 
     def __post_init__(self) -> None:
-        if self.window < 1:
+        if not isinstance(self.window, int) or self.window < 1:
             raise ValueError(f"window must be at least 1 microbatch, got {self.window}: at 0 nothing is unlocked")
-        if self.patience_s < 0:
-            raise ValueError(f"patience_s must be at least 0 seconds, got {self.patience_s}")
+        if not 0 <= self.patience_s < math.inf:
+            said = f"patience_s must be at least 0 seconds, and finite, got {self.patience_s}"
+            raise ValueError(f"{said}: with late=() all inputs are waited for")
         if self.late is not None:
             object.__setattr__(self, "late", frozenset(self.late))
 
     @property
-    def agreed(self) -> tuple[Any, ...]:
+    def agreed(self) -> Agreed:
         """What must be the same on every rank."""
-        return self.window, self.patience_s, self.num_tokens, None if self.late is None else tuple(sorted(self.late))
+        late = None if self.late is None else tuple(sorted(self.late))
+        return Agreed(self.window, self.patience_s, self.num_tokens, late)
 
 
 def check_unlocked(unlocked: ForwardUnlocked, policy: Policy, num_stages: int, num_microbatches: int) -> None:

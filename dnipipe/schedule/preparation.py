@@ -190,7 +190,7 @@ class Preparation:
             fall_back=self.fall_back,
             optimizer=self.optimizer,
             no_graphs=why_no_graphs(self.stage.submod),
-            unlocked=None if self.forward_unlocked is None else self.forward_unlocked.agreed,
+            forward_unlocked=None if self.forward_unlocked is None else self.forward_unlocked.agreed,
             net_input=_meta_of_input(batch),
             has_input_model=self.forward_unlocked is not None and self.forward_unlocked.model is not None,
         )

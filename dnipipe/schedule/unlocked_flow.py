@@ -48,7 +48,8 @@ class UnlockedFlow(Flow):
         assert net_input is not None and self.input_learner is not None, "Preparation has seen to it"
         microbatch = self._forwarded
         # a copy: it is still needed when the caller may have reused the memory
-        self._inputs.append(_Input(microbatch, net_input.detach().clone()))
+        net_input = net_input.detach().to(self.device, copy=True)
+        self._inputs.append(_Input(microbatch, net_input))
         self.forward_span = "forward"
         if self.waits:
             received = super().receive()
@@ -130,7 +131,7 @@ class UnlockedFlow(Flow):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         super().load_state_dict(state)
         if "input_learner" not in state:
-            return  # saved before inputs were unlocked: their models begin anew
+            return  # saved before inputs were unlocked: nothing is known of their models
         self.early_starts = [(stage, step, microbatch) for stage, step, microbatch in state["early_starts"].tolist()]
         for each in state["inputs"]:
             self._inputs.append(_Input(each["microbatch"], each["net_input"].to(self.device, copy=True)))

@@ -22,6 +22,8 @@ from torch import Tensor, nn
 
 from .old_weights import OldWeights
 
+AT_ONCE = 16
+
 Masters: TypeAlias = Mapping[nn.Parameter, Tensor]
 """What the optimizer moves, by parameter, where that is not the parameter itself: float32 copies of half precision."""
 
@@ -73,9 +75,14 @@ class WeightPrediction:
 
     def _foretold(self, late: int, values: dict[nn.Parameter, Tensor]) -> OldWeights:
         # one pass, few launches: beyond its end, a line from the weights before to the present ones
-        before = [self._before[parameter] for parameter in values]
-        ahead = torch._foreach_lerp(before, list(values.values()), 1.0 + late) if values else []
-        return OldWeights(self._module, [each.to(p.dtype) for p, each in zip(values, ahead, strict=True)])
+        ahead: list[Tensor] = []
+        parameters, present = list(values), list(values.values())
+        for first in range(0, len(present), AT_ONCE):  # in float32 no more than so many at a time
+            part = slice(first, first + AT_ONCE)
+            before = [self._before[parameter] for parameter in parameters[part]]
+            made = torch._foreach_lerp(before, present[part], 1.0 + late)
+            ahead += [each.to(parameter.dtype) for parameter, each in zip(parameters[part], made, strict=True)]
+        return OldWeights(self._module, ahead)
 
     def end_update(self) -> None:
         """Call it before each update, when its gradients are complete."""

@@ -1,19 +1,22 @@
-"""What of a peak counts as activations: the sums, with a GPU's counters made up; and real copies of weights."""
+"""What counts as activations: what graphs keep, whatever the schedule, and no weights."""
 
 from __future__ import annotations
 
-from itertools import count
-
-import pytest
 import torch
 
-from benchmarks import memory
 from benchmarks.contestants import Contestant, Entry, Parts, chunks_of
-from benchmarks.memory import copies_bytes
+from benchmarks.memory import measure_memory
 from benchmarks.workload import Workload
 from tests.ranks import run_ranks
 
 CPU = torch.device("cpu")
+M = 4
+ENTRIES = {
+    "GPipe": Entry("GPipe"),
+    "1F1B": Entry("1F1B"),
+    "synthetic": Entry("DNI", "linear", "group", "synthetic"),
+    "stale": Entry("DNI", None, "group", "stale"),
+}
 
 
 def contestant_of(rank: int, world: int, entry: Entry, m: int) -> Contestant:
@@ -22,50 +25,30 @@ def contestant_of(rank: int, world: int, entry: Entry, m: int) -> Contestant:
     return Contestant(entry, workload, Parts(workload, indices, num_chunks, CPU), m, post_ahead=False)
 
 
-def _copies(rank: int, world: int, m: int) -> tuple[int, int]:
-    """Bytes of old weights that a stage under `stale` keeps after some steps, and those of its weights."""
-    contestant = contestant_of(rank, world, Entry("DNI", None, "group", "stale"), m)
-    for _ in range(4):
-        contestant.step()
-    found = copies_bytes(contestant)
-    contestant.settle()
-    return found, sum(each.nbytes for each in contestant.parts.parameters)
+def _activations(rank: int, world: int, m: int) -> tuple[dict[str, int], bool]:
+    """Of each schedule that can be for m microbatches; whether any gradient is left."""
+    found, left = {}, False
+    for name, entry in ENTRIES.items():
+        if m >= world or entry.schedule == "DNI":
+            contestant = contestant_of(rank, world, entry, m)
+            peaks, found[name] = measure_memory(contestant, 0)
+            assert peaks is None, "on a CPU"
+            left = left or any(parameter.grad is not None for parameter in contestant.parts.parameters)
+    return found, left
 
 
-def test_copies_of_weights_are_counted() -> None:
-    # at 1 microbatch each of the 2 graphs that the first of 3 stages holds goes by other weights
-    (first, own), (second, own_2), (last, _) = run_ranks(3, _copies, 1)
-    assert (first, second, last) == (2 * own, own_2, 0)
-    (first, own), _, _ = run_ranks(3, _copies, 4)
-    assert first == own
+def test_activations_are_those_of_the_microbatches_in_flight() -> None:
+    (of_each, left), (others, _) = run_ranks(2, _activations, M)
+    assert of_each == others, "all ranks are told of the first"
+    assert not left
+    one = of_each["GPipe"] / M
+    # of two stages the first holds 2 under 1F1B, and as many when nothing is flushed
+    for name, microbatches in {"1F1B": 2, "stale": 2, "synthetic": 1}.items():
+        assert abs(of_each[name] / one - microbatches) < 0.1, (name, of_each)
 
 
-def _accounted(rank: int, world: int, entry: Entry, m: int) -> tuple[int, int, int, int, int]:
-    """(peak, activations) where 7000 bytes are allocated between steps and 10**9 at the peak, 1000 of them others'."""
-    torch.cuda.reset_peak_memory_stats = lambda device: None
-    torch.cuda.max_memory_allocated = lambda device: 10**9
-    memory.allocated = lambda device: 7000
-    contestant, steps = contestant_of(rank, world, entry, m), count()
-    step = contestant.step
-    contestant.step = lambda: (next(steps), step())[1]  # type: ignore[method-assign, func-returns-value]
-    peak, activations = memory._on_gpu(contestant, 1000)
-    num_steps = next(steps)
-    copies = world - 1 - rank if entry.policy == "stale" else 0
-    return peak, activations, num_steps, copies, sum(each.nbytes for each in contestant.parts.parameters)
-
-
-@pytest.mark.parametrize(
-    "entry, m, expected_steps",
-    [
-        (Entry("GPipe"), 2, 1),
-        (Entry("ZBVZeroBubble"), 4, 1),
-        (Entry("DNI", "linear", "group", "synthetic"), 2, 3),
-        (Entry("DNI", None, "group", "stale"), 1, 5),
-    ],
-)
-def test_activations_are_what_is_neither_there_between_steps_nor_gradient_nor_copy(
-    entry: Entry, m: int, expected_steps: int
-) -> None:
-    for peak, activations, num_steps, copies, weights in run_ranks(2, _accounted, entry, m):
-        assert (peak, num_steps) == (10**9 - 1000, expected_steps)
-        assert activations == 10**9 - 7000 - weights - copies * weights
+def test_weights_that_late_backwards_go_by_do_not_count() -> None:
+    """At one microbatch each graph goes by others."""
+    (alone, _), _ = run_ranks(2, _activations, 1)
+    (of_each, _), _ = run_ranks(2, _activations, M)
+    assert abs(alone["stale"] / of_each["stale"] - 1) < 0.1, (alone, of_each)

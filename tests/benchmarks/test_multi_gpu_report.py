@@ -16,7 +16,11 @@ from benchmarks.rows import Row, with_ratios, write_rows
 from tests.benchmarks.test_rows import a_row
 
 LINK = LinkRow("cuda", "a card", "nccl", 0, 1, 12.0, 8, 0.1, 0.08, 64, 200.0, True, None)
-CHECKS = [CheckRow("cuda", "a card", 4, "group", policy, m, name, 8, 1e-6, 1e-4) for policy, m, name in CASES]
+CHECKS = [
+    CheckRow("cuda", "a card", 4, transport, policy, m, name, 8, 1e-6, 1e-4)
+    for transport in ("group", "direct")
+    for policy, m, name in CASES
+]
 
 
 def on_gpus(schedule: str, m: int, step_ms: float, **changes: Any) -> Row:
@@ -60,12 +64,16 @@ def test_a_number_that_cannot_be_is_named(changes: dict[str, Any], said: str) ->
 def test_memory_that_was_short_and_what_torch_refuses_are_no_faults() -> None:
     rows = [on_gpus("GPipe", 4, 24.0, refused=why) for why in ("out of memory on rank 0: x", "must be a multiple")]
     assert wrong_rows(rows, [4]) == []
+    of_dni = on_gpus("DNI", 4, 12.5, refused="must be a multiple")
+    assert wrong_rows([of_dni], [4]) == ["throughput: DNI, M = 4: must be a multiple"]
 
 
 def test_what_is_missing_is_named() -> None:
     assert wrong_rows(table(), [4, 8, 12]) == ["throughput: M = 8 is missing"]
     assert wrong_links([]) and wrong_checks([]) and wrong_rows([], [1])
-    assert wrong_checks(CHECKS[:-1]) == [f"correctness: only {len(CASES) - 1} cases were checked"]
+    assert wrong_checks(CHECKS[:-1]) == [
+        f"correctness: only {2 * len(CASES) - 1} cases of {2 * len(CASES)} were checked"
+    ]
     assert wrong_links([replace(LINK, intact=False)]) == ["links: 0-1 by nccl changed bytes"]
     assert "wait, M = 4, group differs by 0.5" in wrong_checks([replace(CHECKS[0], worst=0.5), *CHECKS[1:]])[0]
 
@@ -85,6 +93,9 @@ def test_memory_at_3s_counts_only_who_needs_no_more_than_1f1b() -> None:
     greedy = on_gpus("DNI", 12, 36.0, policy="stale", peak_bytes=900)
     ratio = next(each for each in claims.claims(with_ratios([*table(), greedy])) if "M = 12: x 1F1B" in each.asked)
     assert ratio.measured == pytest.approx(45 / 37.5) and ratio.by == "DNI linear"
+    only = [row for row in table() if row.schedule != "DNI"]
+    at_3s = claims.claims(with_ratios([*only, greedy]))[3:5]
+    assert [(each.reached, each.by) for each in at_3s] == [(True, "DNI stale"), (False, "DNI stale")]
 
 
 def test_the_plan_of_a_measured_row_is_the_planners() -> None:

@@ -141,6 +141,25 @@ def test_what_cannot_be_predicted_is_refused(net_input: TensorMeta, activation: 
         build_synthetic_input(net_input, activation)
 
 
+def test_images_of_integers_are_no_tokens() -> None:
+    """A model of one's own makes rows with two axes of them."""
+
+    class Own(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(12, 28)
+
+        def forward(self, x: Tensor, label: Tensor | None) -> Tensor:
+            rows: Tensor = self.linear(x.flatten(1).float())
+            return rows.unflatten(1, (7, 4))
+
+    model = SyntheticInput(Own(), TensorMeta((2, 7, 4), torch.float32))
+    x = torch.randint(255, (2, 3, 2, 2), dtype=torch.uint8)
+    learner = Learner([model], lambda own: torch.optim.SGD(own, 0.1))
+    learner.predict([x], None)
+    learner.learn([x], None, [torch.randn(2, 7, 4)])
+
+
 def test_a_module_with_another_shape_is_named() -> None:
     model = SyntheticInput(_Affine(), TensorMeta((B, 4), torch.float32))
     with pytest.raises(ValueError, match=r"_Affine returned shape \(6, 3\) .* must have the activation's, \(6, 4\)"):

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import time
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,6 +23,7 @@ from tests.schedule import models
 from tests.schedule.unlocked import UnlockedCase, UnlockedPipeline, input_model
 
 M, ROWS, STEPS = 2, 3, 6
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def _replicated(rank: int, world: int) -> dict[str, Any]:
@@ -95,3 +100,29 @@ def test_a_neighbour_that_falls_silent_is_named_once_the_window_is_used_up() -> 
     assert f"for rank 0 (stage 0) at microbatch {SILENT_FROM}" in message
     assert steps == SILENT_FROM + WINDOW, "as many steps of one microbatch were possible without"
     assert TIMEOUT_S <= seconds < TIMEOUT_S + 1.5
+
+
+SCRIPT = """
+import sys, torch, torch.distributed as dist
+from torch import nn
+from torch.distributed.pipelining import PipelineStage
+from dnipipe import ScheduleDNI
+from dnipipe.schedule import ForwardUnlocked
+rank, path = int(sys.argv[1]), sys.argv[2]
+dist.init_process_group("gloo", init_method=f"file://{path}", rank=rank, world_size=2)
+stage = PipelineStage(nn.Linear(8, 8), rank, 2, torch.device("cpu"))
+schedule = ScheduleDNI(stage, 2, nn.MSELoss(), policy="synthetic", forward_unlocked=ForwardUnlocked(window=4))
+for _ in range(4):
+    x = torch.randn(8, 8)
+    schedule.step(x, target=x)
+"""
+
+
+def test_a_script_that_just_ends_ends_well(tmp_path: Path) -> None:
+    """With transfers under way, and no destroy_process_group()."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    ranks = [
+        subprocess.Popen([sys.executable, "-c", SCRIPT, str(rank), str(tmp_path / "store")], env=environment)
+        for rank in range(2)
+    ]
+    assert [rank.wait(timeout=90) for rank in ranks] == [0, 0]

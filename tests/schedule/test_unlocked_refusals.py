@@ -29,7 +29,9 @@ CPU = torch.device("cpu")
     "options, said",
     [
         ({"window": 0}, "window must be at least 1 microbatch, got 0: at 0 nothing is unlocked"),
-        ({"patience_s": -0.5}, "patience_s must be at least 0 seconds, got -0.5"),
+        ({"window": 2.5}, "window must be at least 1 microbatch, got 2.5"),
+        ({"patience_s": -0.5}, "patience_s must be at least 0 seconds, and finite, got -0.5"),
+        ({"patience_s": float("inf")}, "patience_s must be at least 0 seconds, and finite, got inf"),
     ],
 )
 def test_settings_out_of_range_are_refused(options: dict[str, Any], said: str) -> None:
@@ -57,8 +59,8 @@ def test_a_start_under_wait_is_refused() -> None:
 
 
 def _unlocked(net_inputs: Sequence[TensorMeta | None], unlocked: ForwardUnlocked, **common: Any) -> list[Facts]:
-    facts = stages("T" * len(net_inputs), **common)
-    return [replace(fact, unlocked=unlocked.agreed, net_input=x) for fact, x in zip(facts, net_inputs, strict=True)]
+    facts, told = stages("T" * len(net_inputs), **common), unlocked.agreed
+    return [replace(fact, forward_unlocked=told, net_input=x) for fact, x in zip(facts, net_inputs, strict=True)]
 
 
 X = TensorMeta((B, 5), torch.float32)
@@ -72,10 +74,15 @@ def test_ranks_without_the_nets_input_are_named() -> None:
     )
 
 
+def test_a_first_stage_that_gets_its_input_by_keyword_is_named() -> None:
+    assert refusal(_unlocked([None, X], ForwardUnlocked())).startswith("rank 10 (stage 0) got no input")
+
+
 def test_settings_must_agree() -> None:
     first, second = _unlocked([X, X], ForwardUnlocked(window=3))
     other = ForwardUnlocked(window=4).agreed
-    assert refusal([first, replace(second, unlocked=other)]).startswith("unlocked must be the same on every rank")
+    said = refusal([first, replace(second, forward_unlocked=other)])
+    assert said.startswith("forward_unlocked must be the same on every rank") and "window=3" in said
 
 
 def test_labels_that_travel_with_late_activations_are_refused() -> None:
