@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import date
 from pathlib import Path
 
@@ -12,15 +12,12 @@ import torch
 
 from benchmarks.contestants import Entry
 from benchmarks.machine import card, commit
+from benchmarks.planned import planned_ms
 from benchmarks.reference import Costs
 from benchmarks.rounds import Timing
 from benchmarks.rows import Row
 from benchmarks.workload import Workload
 from dnipipe.observe.trace import Span
-from dnipipe.plan import Times, simulate
-from dnipipe.plan import dni as plan_dni
-from dnipipe.plan import gpipe as plan_gpipe
-from dnipipe.plan import one_f_one_b as plan_1f1b
 from dnipipe.schedule.policy import LATE
 
 TRACED_STEPS = 2
@@ -75,7 +72,7 @@ def row_of(entry: Entry, seen: Measured, settings: Settings, device: torch.devic
     """The row of one entry, without ratios."""
     workload, m, timing = settings.workload, settings.num_microbatches, seen.timing
     work_ms = costs.forward_ms + costs.backward_ms
-    return Row(
+    row = Row(
         device=device.type,
         card=card(device),
         schedule=entry.schedule,
@@ -96,7 +93,7 @@ def row_of(entry: Entry, seen: Measured, settings: Settings, device: torch.devic
         tokens_per_s=workload.tokens(m) / timing.median_ms * 1e3 if timing else None,
         utilisation=_utilisation(alone, timing) if timing else None,
         bound=seen.bound,
-        predicted_ms=_predicted_ms(entry, costs, seen, workload.stages, m) if timing else None,
+        predicted_ms=None,
         ratio_to_gpipe=None,
         ratio_to_1f1b=None,
         peak_bytes=max(seen.peak_bytes) if seen.peak_bytes else None,
@@ -112,30 +109,14 @@ def row_of(entry: Entry, seen: Measured, settings: Settings, device: torch.devic
         transfer_ms=seen.transfer_ms,
         optimizer_ms=costs.optimizer_ms,
     )
+    if entry.policy in LATE:  # of which no step is like the next
+        return row
+    return replace(row, predicted_ms=planned_ms(row))
 
 
 def _utilisation(alone: Timing, timing: Timing) -> float:
     pairs = zip(alone.mean_ms, timing.step_ms, strict=True)
     return statistics.median(ideal_ms / step_ms for ideal_ms, step_ms in pairs)
-
-
-def _predicted_ms(entry: Entry, costs: Costs, seen: Measured, stages: int, m: int) -> float | None:
-    """The planner's step, made of the measured parts; None for schedules that it does not know, and for late policies,
-    of which no step is like the next."""
-    half_ms = costs.backward_ms / 2
-    if entry.policy in LATE:
-        return None
-    times = Times.ms(costs.forward_ms, half_ms, half_ms, seen.transfer_ms or 0, seen.interface_ms or 0)
-    match entry.schedule:
-        case "GPipe":
-            plan = plan_gpipe.build(stages, m)
-        case "1F1B":
-            plan = plan_1f1b.build(stages, m)
-        case "DNI":
-            plan = plan_dni.synthetic(stages, m)
-        case _:
-            return None
-    return float(simulate(plan, times).step_ms) + costs.optimizer_ms
 
 
 def _transport(entry: Entry, device: torch.device) -> str:

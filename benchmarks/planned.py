@@ -38,13 +38,21 @@ def points(rows: Sequence[Row]) -> list[Point]:
     found = []
     for alike in grouped(rows, same_microbatches):
         for row in alike:
-            name = NAMES.get((row.schedule, row.policy))
-            if name is None or row.refused is not None or row.forward_ms is None or row.transfer_ms is None:
+            step_ms = planned_ms(row)
+            if step_ms is None:
                 continue
             rival = next((each for each in alike if each.schedule == "1F1B" and each.transfer_ms is not None), row)
-            step_ms, rival_ms = _step_ms(row, name), _step_ms(rival, "1F1B")
-            found.append(Point(row, _work_ms(row) / step_ms, rival_ms / step_ms))
+            found.append(Point(row, _work_ms(row) / step_ms, _step_ms(rival, "1F1B") / step_ms))
     return found
+
+
+def planned_ms(row: Row) -> float | None:
+    """The planner's step, made of the row's measured parts; None for a row without them, or a schedule that the
+    planner does not know."""
+    name = NAMES.get((row.schedule, row.policy))
+    if name is None or row.refused is not None or row.forward_ms is None or row.transfer_ms is None:
+        return None
+    return _step_ms(row, name)
 
 
 def _work_ms(row: Row) -> float:
