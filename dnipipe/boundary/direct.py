@@ -28,7 +28,6 @@ from .paired import PairedBoundary
 # number of the exchange; exchanges fetched; bytes sent; the slot's allocation and the offset in it
 NOTE = struct.Struct(f"<qqq{HANDLE_BYTES}sq")
 ALIGN = 16
-POLL_S = 0.0002
 
 
 @dataclass
@@ -183,12 +182,9 @@ class _DirectExchange(Exchange):
     def confirm(self) -> None:
         assert self.there is not None, "only what was waited for is confirmed"
         start = time.perf_counter()
-        while not self.there.query():
-            seconds = time.perf_counter() - start
-            if seconds > self.boundary.timeout_s:
-                late = TimeoutError("the GPU did not finish the transfer")
-                raise BoundaryError(self.boundary.describe_failure(self.microbatch, seconds, late))
-            time.sleep(POLL_S)
+        if not comes_true(self.there.query, self.boundary.timeout_s):
+            late, seconds = TimeoutError("the GPU did not finish the transfer"), time.perf_counter() - start
+            raise BoundaryError(self.boundary.describe_failure(self.microbatch, seconds, late))
 
 
 def _padded(tensor: Tensor) -> int:
