@@ -9,6 +9,7 @@ Units everywhere: the gradient of the mean loss of one microbatch, without loss 
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import TypeVar
 
 import torch
@@ -179,6 +180,20 @@ class Custom(Regressed):
         # float32: much that a module may call, such as torch.fft and torch.linalg, knows no half precision
         prediction: Tensor = self.module(h.float(), label)
         return prediction
+
+
+def relu_layers(sizes: Sequence[int], batch_norm: bool) -> nn.Sequential:
+    """What comes after a first layer of sizes[0] features: ReLU and a linear layer to each of the next sizes.
+
+    Args: batch_norm: normalise before each ReLU by the statistics of the microbatch alone.
+    """
+    layers = nn.Sequential()
+    for size, next_size in zip(sizes, sizes[1:], strict=False):
+        if batch_norm:
+            # no running statistics: predictions are wanted in training only, and leave no state behind then
+            layers.append(nn.BatchNorm1d(size, track_running_stats=False))
+        layers.extend([nn.ReLU(), nn.Linear(size, next_size)])
+    return layers
 
 
 def start_at_zero(layer: LayerT) -> LayerT:

@@ -3,9 +3,9 @@
 Source: Jaderberg et al. 2016: 0 to 2 hidden layers, there 1024 wide with batch normalisation and ReLU.
 """
 
-from torch import Tensor, nn
+from torch import Tensor
 
-from .base import Regressed, check_num_hidden, start_at_zero
+from .base import Regressed, check_num_hidden, relu_layers, start_at_zero
 from .conditional import ConditionedLinear
 
 
@@ -35,12 +35,7 @@ class MLP(Regressed):
         self.num_classes = num_classes
         sizes = [width or min(1024, max(64, 2 * features))] * num_hidden + [features]
         self.first = ConditionedLinear(features, sizes[0], num_classes, name=type(self).__name__)
-        self.rest = nn.Sequential()
-        for size, next_size in zip(sizes, sizes[1:], strict=False):
-            if batch_norm:
-                # no running statistics: predictions are wanted in training only, and leave no state behind then
-                self.rest.append(nn.BatchNorm1d(size, track_running_stats=False))
-            self.rest.extend([nn.ReLU(), nn.Linear(size, next_size)])
+        self.rest = relu_layers(sizes, batch_norm)
         start_at_zero(self.rest[-1] if num_hidden else self.first)
 
     def forward(self, h: Tensor, label: Tensor | None = None) -> Tensor:

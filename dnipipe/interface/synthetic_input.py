@@ -14,7 +14,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from .base import Regressed, check_num_hidden, start_at_zero
+from .base import Regressed, check_num_hidden, relu_layers, start_at_zero
 from .choose import TensorMeta
 from .conditional import ConditionedLinear, is_integer, label_shapes
 from .precision import HALF
@@ -93,11 +93,7 @@ class FromRows(nn.Module):
         self.shape, out_features = shape, int(torch.Size(shape).numel())
         sizes = [width or min(1024, max(64, 2 * out_features))] * num_hidden + [out_features]
         self.first = ConditionedLinear(features, sizes[0], num_classes, name="a synthetic input")
-        self.rest = nn.Sequential()
-        for size, next_size in zip(sizes, sizes[1:], strict=False):
-            if batch_norm:
-                self.rest.append(nn.BatchNorm1d(size, track_running_stats=False))
-            self.rest.extend([nn.ReLU(), nn.Linear(size, next_size)])
+        self.rest = relu_layers(sizes, batch_norm)
         start_at_zero(self.rest[-1] if num_hidden else self.first)
 
     def forward(self, x: Tensor, label: Tensor | None) -> Tensor:
