@@ -13,6 +13,7 @@ from torch.distributed.pipelining import PipelineStage
 from torch.distributed.pipelining.schedules import PipelineScheduleMulti, get_schedule_class
 
 from benchmarks.failures import work_of
+from benchmarks.machine import synchronize
 from benchmarks.workload import Workload, make_optimizer, token_loss
 from dnipipe import ScheduleDNI
 from dnipipe.observe.chunks import Held, watch_chunks
@@ -127,8 +128,7 @@ class Contestant:
             if isinstance(self.schedule, ScheduleDNI):
                 self.schedule.flush()
             self.parts.optimizer.zero_grad(set_to_none=True)  # which flush() may have completed
-            if self.parts.device.type == "cuda":
-                torch.cuda.synchronize(self.parts.device)
+            synchronize(self.parts.device)
 
 
 def make_schedule(

@@ -18,6 +18,7 @@ from deepspeed.pipe import PipelineModule
 import dnipipe.deepspeed as ours
 from benchmarks.deepspeed_compete import Job
 from benchmarks.deepspeed_rows import OURS
+from benchmarks.machine import synchronize
 from benchmarks.workload import token_loss
 from dnipipe.boundary import DirectBoundary
 
@@ -56,8 +57,7 @@ class Contestant:
         """Nothing of this engine is left on the device or on the wire."""
         if isinstance(self.engine, ours.DNIPipelineEngine):
             self.engine.flush()
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
+        synchronize(self.device)
 
     def close(self) -> None:
         """Frees what the engine holds; it cannot be used afterwards."""

@@ -77,7 +77,8 @@ def _parser() -> argparse.ArgumentParser:
 
 def measure_links(rank: int, device: torch.device, sizes: tuple[int, int], path: Path) -> None:
     """Every rank must call it; rank 0 writes the rows."""
-    num_ranks, rows, wire = dist.get_world_size(), list[LinkRow](), None  # type: int, list[LinkRow], Wire | None
+    num_ranks, rows = dist.get_world_size(), list[LinkRow]()
+    wire: Wire | None
     pairs = [(one, other) for one in range(num_ranks) for other in range(one + 1, num_ranks)]
     dist.all_reduce(torch.zeros(1, device=device))  # opens the communicator of all ranks, which all must do together
     group = "nccl" if device.type == "cuda" else "gloo"

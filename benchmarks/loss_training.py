@@ -19,7 +19,7 @@ from torch.distributed.pipelining import PipelineStage
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 from benchmarks.contestants import Entry, chunks_of, make_schedule
-from benchmarks.machine import largest
+from benchmarks.machine import largest, synchronize
 from benchmarks.recipe import optimizer_of, rate_of
 from benchmarks.workload import Workload, token_loss
 from dnipipe import ScheduleDNI
@@ -173,8 +173,7 @@ class Racer:
         dist.barrier()
 
     def _wait(self) -> None:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
+        synchronize(self.device)
 
 
 class Validation:

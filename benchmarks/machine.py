@@ -36,6 +36,12 @@ def commit() -> str:
     return run.stdout.strip()
 
 
+def synchronize(device: torch.device) -> None:
+    """Waits for all that a GPU has to do; on a CPU nothing is outstanding."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
 def allocated(device: torch.device) -> int:
     """Bytes of this process on a GPU; 0 on a CPU."""
     return torch.cuda.memory_allocated(device) if device.type == "cuda" else 0

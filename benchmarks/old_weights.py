@@ -29,7 +29,7 @@ from rich.console import Console
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from benchmarks.machine import allocated, card, commit
+from benchmarks.machine import allocated, card, commit, synchronize
 from benchmarks.options import DTYPES, check_device, check_least, dtype_of, numbers
 from benchmarks.ranks import run_ranks
 from benchmarks.rounds import time_in_turns
@@ -133,8 +133,7 @@ class Loop:
             weights.backward([output], [self.output_grad])
 
     def settle(self) -> None:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
+        synchronize(self.device)
 
 
 def measure(rank: int, device: torch.device, settings: Settings) -> None:

@@ -14,7 +14,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from benchmarks.contestants import Parts, activation_like
-from benchmarks.machine import of_all
+from benchmarks.machine import of_all, synchronize
 from benchmarks.workload import Workload, token_loss
 from dnipipe.boundary import Boundary, DirectBoundary, PairedBoundary, boundary_groups
 from dnipipe.observe.trace import Trace
@@ -48,8 +48,7 @@ class Alone:
             self.parts.update()
 
     def settle(self) -> None:
-        if self.parts.device.type == "cuda":
-            torch.cuda.synchronize(self.parts.device)
+        synchronize(self.parts.device)
 
 
 @dataclass(frozen=True)
@@ -114,17 +113,12 @@ def _torch_transfer(activation: Tensor, repeats: int) -> float:
     start_s = 0.0
     for repeat in range(repeats + 1):
         if repeat == 1:
-            _synchronize(activation.device)
+            synchronize(activation.device)
             start_s = time.perf_counter()
         for work in dist.batch_isend_irecv(operations):
             work.wait()
-    _synchronize(activation.device)
+    synchronize(activation.device)
     return float(max(of_all((time.perf_counter() - start_s) / repeats))) * 1e3
-
-
-def _synchronize(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def neighbours(device: torch.device, transport: str, depth: int) -> list[Boundary]:
