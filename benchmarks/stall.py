@@ -10,12 +10,11 @@ because it starts from synthetic inputs. Window 0 is the pipeline without them.
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +27,7 @@ from torch.distributed.pipelining import PipelineStage
 from benchmarks.machine import commit
 from benchmarks.options import check_least, numbers
 from benchmarks.ranks import run_ranks
+from benchmarks.rows import write_rows
 from dnipipe import ScheduleDNI
 from dnipipe.observe.timeline import draw_timelines
 from dnipipe.observe.trace import Span, Trace
@@ -190,27 +190,21 @@ def table(rows: Sequence[StallRow]) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    settings = _read(argv)
+    settings, path = _read(argv)
     rows, runs = [], {}
-    for each in settings.runs:
+    for each in settings:
         row, spans = run(each)
         rows.append(row)
         name = f"window {each.window}" if each.window else "waits for its input"
         runs[name] = spans
-    settings.json.parent.mkdir(parents=True, exist_ok=True)
-    settings.json.write_text(json.dumps([asdict(row) for row in rows], indent=1) + "\n")
-    settings.json.with_suffix(".md").write_text(table(rows))
-    draw_timelines(runs, settings.json.with_suffix(".png"))
+    write_rows(rows, path)
+    path.with_suffix(".md").write_text(table(rows))
+    draw_timelines(runs, path.with_suffix(".png"))
     print(table(rows))
 
 
-@dataclass(frozen=True)
-class _Order:
-    runs: list[Settings]
-    json: Path
-
-
-def _read(argv: Sequence[str] | None) -> _Order:
+def _read(argv: Sequence[str] | None) -> tuple[list[Settings], Path]:
+    """What to run, and the file of the rows."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.stall", description=__doc__)
     parser.add_argument("--windows", help="default: none, a third of what the stall needs, and a tenth more than it")
     parser.add_argument("--microbatches", type=int, default=2)
@@ -230,7 +224,7 @@ def _read(argv: Sequence[str] | None) -> _Order:
         windows = numbers("--windows", given.windows) if given.windows else [needed // 3, needed + needed // 10 + 1]
     except ValueError as error:
         parser.error(str(error))
-    return _Order([Settings(window, *parts) for window in (0, *windows)], given.json)
+    return [Settings(window, *parts) for window in (0, *windows)], given.json
 
 
 if __name__ == "__main__":
