@@ -10,30 +10,15 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from benchmarks.paper.nearness import nearness_picture
-from benchmarks.paper.rows import PaperRow
 from benchmarks.paper.ticks import plain_log_ticks
+from tests.benchmarks.paper.test_experiments import ROW
 
-ROW = PaperRow(
+SINGLE = replace(
+    ROW,
     experiment="single",
-    dataset="mnist",
-    model="fcn",
-    layers=3,
-    method="cdni",
     position=1,
-    p_update=1.0,
-    decay=0.0,
-    predictor=0,
-    recipe="ours",
-    seed=0,
     steps=20,
-    batch=256,
     learning_rate=1e-3,
-    test_error_percent=2.0,
-    held_out_error_percent=3.0,
-    device="CPU",
-    commit="",
-    seconds_of_stack=1.0,
-    models_of_stack=2,
     curve=[[10, 9.0, 0.25, 0.5, 0.25], [20, 2.0, 0.125, 0.75, 0.5]],
 )
 
@@ -61,9 +46,9 @@ def test_nearness_is_the_mean_over_the_seeds_measure_by_measure(
         return plot(axes, steps, means, *args, **options)  # type: ignore[arg-type]
 
     monkeypatch.setattr(Axes, "plot", record)
-    other = replace(ROW, seed=1, curve=[[10, 9.0, 0.75, 0.0, 0.75], [20, 2.0, 0.375, 0.25, 0.0]])
-    unmeasured = replace(ROW, method="bprop", position=None, predictor=None, curve=[[10, 9.0], [20, 2.0]])
-    nearness_picture([ROW, other, unmeasured], tmp_path / "both.png")
+    other = replace(SINGLE, seed=1, curve=[[10, 9.0, 0.75, 0.0, 0.75], [20, 2.0, 0.375, 0.25, 0.0]])
+    unmeasured = replace(SINGLE, method="bprop", position=None, predictor=None, curve=[[10, 9.0], [20, 2.0]])
+    nearness_picture([SINGLE, other, unmeasured], tmp_path / "both.png")
     assert drawn == [[0.5, 0.25], [0.25, 0.5], [50, 25]], "distance, cosine, wrong signs in per cent"
     assert (tmp_path / "both.png").exists()
     nearness_picture([unmeasured], tmp_path / "none.png")

@@ -208,10 +208,8 @@ def test_scaled_rates_are_those_of_models_that_name_them() -> None:
     assert all(torch.equal(one, other) for one, other in zip(scaled.state(), named.state(), strict=True))
 
 
-def test_a_loaded_state_goes_on_as_the_saved_one() -> None:
-    shape, models = _shape(0, normalise=True), [Model("cdni", seed=0, **RATES), Model("stale", decay=0.5, **RATES)]
-    first, second = Stack(shape, models), Stack(shape, [Model("cdni", seed=7, **RATES), models[1]])
-    batches = [(x.T.float().contiguous(), label) for x, label in _batches(0)]
+def assert_goes_on_alike(first: Stack, second: Stack, batches: Sequence[tuple[Tensor, Tensor]]) -> None:
+    """The second one from where the first is after three steps."""
     for x, label in batches[:3]:
         first.step(x, label)
     second.load([each.clone() for each in first.state()])
@@ -219,6 +217,12 @@ def test_a_loaded_state_goes_on_as_the_saved_one() -> None:
         first.step(x, label)
         second.step(x, label)
     assert all(torch.equal(one, other) for one, other in zip(first.state(), second.state(), strict=True))
+
+
+def test_a_loaded_state_goes_on_as_the_saved_one() -> None:
+    shape, models = _shape(0, normalise=True), [Model("cdni", seed=0, **RATES), Model("stale", decay=0.5, **RATES)]
+    first, second = Stack(shape, models), Stack(shape, [Model("cdni", seed=7, **RATES), models[1]])
+    assert_goes_on_alike(first, second, [(x.T.float().contiguous(), label) for x, label in _batches(0)])
 
 
 @pytest.mark.parametrize(

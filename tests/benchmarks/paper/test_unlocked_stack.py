@@ -13,6 +13,7 @@ from benchmarks.paper.plain import PlainModel
 from benchmarks.paper.stack import Stack
 from benchmarks.paper.unlocked_stack import RATE, UnlockedStack, build_inputs, stack_of
 from dnipipe.interface import Learner
+from tests.benchmarks.paper.test_stack import assert_goes_on_alike
 
 STEPS, BATCH, FEATURES, CLASSES = 6, 16, 12, 5
 RATES = {"learning_rate": 1e-2, "predictor_rate": 3e-2}
@@ -169,14 +170,7 @@ def test_batches_of_their_own_and_a_batch_for_all() -> None:
 def test_a_loaded_state_goes_on_as_the_saved_one() -> None:
     shape = _shape(True)
     first, second = (UnlockedStack(shape, MODELS, dtype=torch.float64) for _ in range(2))
-    batches = [(x.T.contiguous(), label) for x, label in _batches(0)]
-    for x, label in batches[:3]:
-        first.step(x, label)
-    second.load([each.clone() for each in first.state()])
-    for x, label in batches[3:]:
-        first.step(x, label)
-        second.step(x, label)
-    assert all(torch.equal(one, other) for one, other in zip(first.state(), second.state(), strict=True))
+    assert_goes_on_alike(first, second, [(x.T.contiguous(), label) for x, label in _batches(0)])
 
 
 def test_a_stack_is_unlocked_where_a_model_is() -> None:
