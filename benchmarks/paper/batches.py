@@ -19,11 +19,18 @@ class Images:
 
     Args:    limit: keep no more than so many training and test images each; None: all. as_pictures: how a stack wants
              them: (N, 1, C, H, W), of convolutional networks, else columns, (features, N).
+             mirror: train on each image and its mirror image.
     Raises:  ValueError: too few images to hold any out.
     """
 
     def __init__(
-        self, data: ImageData, device: str = "cpu", limit: int | None = None, *, as_pictures: bool = False
+        self,
+        data: ImageData,
+        device: str = "cpu",
+        limit: int | None = None,
+        *,
+        as_pictures: bool = False,
+        mirror: bool = False,
     ) -> None:
         images, labels = data.train_images[:limit], data.train_labels[:limit]
         held = int(HELD_OUT * len(images))
@@ -36,6 +43,9 @@ class Images:
         order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
         self.num_classes, self.device, self.as_pictures = data.num_classes, device, as_pictures
         self.train = images[order[held:]].to(device), labels[order[held:]].to(device)
+        if mirror:
+            images_to_learn, their_labels = self.train
+            self.train = torch.cat([images_to_learn, images_to_learn.flip(-1)]), their_labels.repeat(2)
         self.held_out = images[order[:held]].to(device), labels[order[:held]].to(device)
         self.test = data.test_images[:limit].to(device), data.test_labels[:limit].to(device)
 

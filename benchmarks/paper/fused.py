@@ -13,7 +13,7 @@ from torch import Tensor
 
 EPS = 1e-5  # of nn.BatchNorm1d, as is the momentum
 MOMENTUM = 0.1
-BETA_1, BETA_2, ADAM_EPS = 0.9, 0.999, 1e-8  # of torch.optim.Adam
+BETA_1, BETA_2, ADAM_EPS = 0.9, 0.999, 1e-8  # of torch.optim.AdamW
 _CONSTANTS = (BETA_1, BETA_2, math.log(BETA_1), math.log(BETA_2), ADAM_EPS)
 
 
@@ -38,14 +38,19 @@ def norm_relu(x: Tensor, norm: Tensor, running: Sequence[Tensor] = ()) -> Tensor
 
 @torch.no_grad()
 def adam(
-    parameter: Tensor, gradient: Tensor, moments: tuple[Tensor, Tensor], count: Tensor, rate: Tensor, moves: Tensor
+    parameter: Tensor,
+    gradient: Tensor,
+    moments: tuple[Tensor, Tensor],
+    of_model: tuple[Tensor, Tensor, Tensor, Tensor],
 ) -> None:
-    """A step of torch.optim.Adam in place; a model that does not move keeps everything.
+    """A step of torch.optim.AdamW in place; a model that does not move keeps everything.
 
-    Shapes:  parameter, gradient, moments (E, ...); count of steps with this one, rate, moves (1 or 0): (E,).
+    Shapes:  parameter, gradient, moments (E, ...); of_model: count of steps with this one, rate, moves (1 or 0), and
+             weight decay, (E,).
     """
+    count, rate, moves, decay = of_model
     if _has_kernels(parameter):
-        of_model = count, rate, moves.contiguous()
+        of_model = count, rate, moves.contiguous(), decay
         return _kernels().adam(parameter, gradient.contiguous(), moments, of_model, _CONSTANTS)
     first, second = moments
     shape = (-1,) + (1,) * (parameter.ndim - 1)
@@ -55,6 +60,7 @@ def adam(
     first.lerp_(gradient, ((1 - BETA_1) * moves).view(shape))
     second.lerp_(gradient.square(), ((1 - BETA_2) * moves).view(shape))
     deviation = second.sqrt().div_(spread.view(shape)).add_(ADAM_EPS)
+    parameter.mul_((1 - rate * moves * decay).view(shape))
     parameter.addcmul_(first / deviation, step_size.view(shape), value=-1)
 
 

@@ -73,16 +73,19 @@ def _norm_relu_back(  # type: ignore[no-untyped-def]
 
 @triton.jit
 def _adam(  # type: ignore[no-untyped-def]
-    parameter, gradient, first, second, count, rate, moves, size, beta_1, beta_2, log_1, log_2, eps, BLOCK: tl.constexpr
-):
-    """parameter, gradient, first, second (E, size); count of steps with this one, rate and moves (E,)."""
+    parameter, gradient, first, second, count, rate, moves, decay, size, beta_1, beta_2, log_1, log_2, eps,
+    BLOCK: tl.constexpr,
+):  # fmt: skip
+    """parameter, gradient, first, second (E, size); count of steps with this one, rate, moves and decay (E,)."""
     model = tl.program_id(1)
     inside = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     mask = inside < size
     at = model.to(tl.int64) * size + inside
     moving = tl.load(moves + model)
     steps = tl.maximum(tl.load(count + model), 1.0)
-    step_size = tl.load(rate + model) * moving / (1.0 - tl.exp(steps * log_1))
+    learning_rate = tl.load(rate + model) * moving
+    kept = 1.0 - learning_rate * tl.load(decay + model)
+    step_size = learning_rate / (1.0 - tl.exp(steps * log_1))
     spread = tl.sqrt(1.0 - tl.exp(steps * log_2))
     g = tl.load(gradient + at, mask=mask, other=0.0)
     m = tl.load(first + at, mask=mask, other=0.0)
@@ -91,7 +94,7 @@ def _adam(  # type: ignore[no-untyped-def]
     v += (1.0 - beta_2) * moving * (g * g - v)
     tl.store(first + at, m, mask=mask)
     tl.store(second + at, v, mask=mask)
-    p = tl.load(parameter + at, mask=mask, other=0.0)
+    p = tl.load(parameter + at, mask=mask, other=0.0) * kept
     tl.store(parameter + at, p - step_size * m / (tl.sqrt(v) / spread + eps), mask=mask)
 
 
@@ -121,10 +124,13 @@ def adam(
     parameter: Tensor,
     gradient: Tensor,
     moments: tuple[Tensor, Tensor],
-    of_model: tuple[Tensor, Tensor, Tensor],
+    of_model: tuple[Tensor, Tensor, Tensor, Tensor],
     constants: tuple[float, float, float, float, float],
 ) -> None:
-    """One step in place; of_model: count, rate and moves, (E,); constants: both betas, their logarithms, epsilon."""
+    """One step in place.
+
+    Args:    of_model: count, rate, moves and decay, (E,). constants: both betas, their logarithms, epsilon.
+    """
     size = parameter[0].numel()
     grid = (triton.cdiv(size, BLOCK), len(parameter))
     _adam[grid](parameter, gradient, *moments, *of_model, size, *constants, BLOCK=BLOCK)

@@ -58,6 +58,8 @@ class Model:
         p_update: the chance of each layer, at each step, to go backward and be updated, in random order. Below 1 only
             for dni and cdni at every layer.
         decay: of stale: what the average keeps of itself at each step.
+        weight_decay: of the network's weights, not of its norms and biases: at each step they lose so many times the
+            learning rate of themselves, as in torch.optim.AdamW.
         synthetic_inputs: layers start from synthetic inputs in training, too (unlocked_stack.py). Only for dni and cdni
             at every layer.
     Raises:  ValueError: no such method or position; p_update or decay out of range.
@@ -71,6 +73,7 @@ class Model:
     p_update: float = 1.0
     decay: float = 0.0
     synthetic_inputs: bool = False
+    weight_decay: float = 0.0
 
     def __post_init__(self) -> None:
         if self.method not in METHODS:
@@ -89,6 +92,11 @@ class Model:
             )
         if not 0 <= self.decay < 1:
             raise ValueError(f"decay = {self.decay} must be at least 0 and below 1")
+        if self.weight_decay < 0 or (self.weight_decay > 0 and METHODS[self.method] == ZERO):
+            raise ValueError(
+                f"weight_decay = {self.weight_decay} with {self.method}: must be 0 or more, and 0 for no_bprop, whose "
+                f"lower layers stay as they were drawn"
+            )
 
     def sources(self, layers: int) -> tuple[str, ...]:
         """Where the gradient at the output of each hidden layer comes from: L - 1 of TRUE, ZERO, STALE, PREDICTED."""

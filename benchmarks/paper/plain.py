@@ -51,6 +51,15 @@ def build(shape: Shape, model: Model) -> tuple[list[nn.Sequential], list[MLP] | 
         return build_layers(shape), build_interfaces(shape, conditional)
 
 
+def _adam(layer: nn.Sequential, model: Model) -> torch.optim.Optimizer:
+    """Weight decay is for what has several dimensions: neither norms nor biases."""
+    groups = [
+        {"params": [each for each in layer.parameters() if each.ndim > 1], "weight_decay": model.weight_decay},
+        {"params": [each for each in layer.parameters() if each.ndim == 1], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=model.learning_rate)
+
+
 class PlainModel:
     """Trains one model the slow way.
 
@@ -62,7 +71,7 @@ class PlainModel:
         self.layers = [layer.to(device, dtype) for layer in layers]
         self.sources, self.decay = model.sources(shape.layers), model.decay
         self.averages = [torch.zeros(shape.at(cut), dtype=dtype, device=device) for cut in range(1, shape.layers)]
-        self.optimizers = [torch.optim.Adam(layer.parameters(), lr=model.learning_rate) for layer in layers]
+        self.optimizers = [_adam(layer, model) for layer in layers]
         rate = model.predictor_rate
         self.learners = [
             Learner([interface.to(device, dtype)], lambda parameters: torch.optim.Adam(parameters, lr=rate))

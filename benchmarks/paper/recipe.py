@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .models import Model, Shape
+from .models import METHODS, ZERO, Model, Shape
 
 DECAYS = (0.0, 0.5, 0.9, 0.99)
 """Of the stale baseline, searched."""
@@ -21,7 +21,8 @@ class Recipe:
     """Fields:
     steps: of each model, unless --steps says otherwise. evaluate_every: steps. num_hidden: of the interfaces to try.
     predictor_width: of their hidden layers. normalise: as in dnipipe.interface.Regressed. anneal: both rates fall to 0
-    along a straight line. identity: as in models.Shape; of fully connected networks.
+    along a straight line. identity: as in models.Shape; of fully connected networks. weight_decay: as in models.Model,
+        of all that may have it. mirror: train on each image and its mirror image.
     """
 
     name: str
@@ -36,6 +37,8 @@ class Recipe:
     normalise: bool
     anneal: bool
     identity: bool = False
+    weight_decay: float = 0.0
+    mirror: bool = False
 
     def shape(self, features: int, num_classes: int, layers: int, num_hidden: int | None) -> Shape:
         sizes = self.width, num_hidden, self.predictor_width
@@ -56,7 +59,8 @@ class Recipe:
         synthetic_inputs: bool = False,
     ) -> Model:
         rates = (self.learning_rate, self.predictor_rate)
-        return Model(method, seed, *rates, position, p_update, decay, synthetic_inputs)
+        weight_decay = 0.0 if METHODS[method] == ZERO else self.weight_decay
+        return Model(method, seed, *rates, position, p_update, decay, synthetic_inputs, weight_decay)
 
 
 PAPER = Recipe("paper", 500_000, 5_000, 256, 3e-5, 3e-5, 256, (0, 1, 2), 1024, normalise=False, anneal=False)

@@ -118,7 +118,8 @@ class Stack:
         layers, interfaces = zip(*(build(shape, model) for model in models), strict=True)
         self.layers = [part_of([module.to(like) for module in each]) for each in zip(*layers, strict=True)]
         rates = [like.new_tensor([model.learning_rate for model in models]) for _ in self.layers]
-        self.adams = [Adam(layer.parameters, each) for layer, each in zip(self.layers, rates, strict=True)]
+        decays = like.new_tensor([model.weight_decay for model in models])
+        self.adams = [Adam(layer.parameters, each, decays) for layer, each in zip(self.layers, rates, strict=True)]
         self.conditional = like.new_tensor([float(model.method == "cdni") for model in models]).view(-1, 1, 1)
         classes = shape.num_classes if any(model.method == "cdni" for model in models) else 0
         self.classes = torch.arange(padded(shape.num_classes), device=device).unsqueeze(-1)

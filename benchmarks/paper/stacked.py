@@ -20,14 +20,17 @@ from .fused import EPS, adam, norm_relu
 
 
 class Adam:
-    """torch.optim.Adam for E models, each with its own learning rate, and each free to sit a step out.
+    """torch.optim.AdamW for E models, each with its own learning rate, and each free to sit a step out.
 
     Args:    parameters: each (E, ...), contiguous, changed in place. learning_rate: (E,), kept: what is written into
-             it holds from the next step on, also for a captured step.
+             it holds from the next step on, also for a captured step. weight_decay: (E,), of the first parameter; None:
+             of none.
     """
 
-    def __init__(self, parameters: Sequence[Tensor], learning_rate: Tensor) -> None:
+    def __init__(self, parameters: Sequence[Tensor], learning_rate: Tensor, weight_decay: Tensor | None = None) -> None:
         self.parameters, self.learning_rate = list(parameters), learning_rate
+        no_decay = torch.zeros_like(learning_rate)
+        self.decays = [no_decay if weight_decay is None else weight_decay, *[no_decay] * (len(self.parameters) - 1)]
         self.count = torch.zeros_like(learning_rate)
         self.all_move = torch.ones_like(learning_rate)
         self.first = [torch.zeros_like(parameter) for parameter in parameters]
@@ -38,8 +41,9 @@ class Adam:
         """moves: (E,), 1 for a model that makes this step and 0 for one that does not; None: all do."""
         moves = self.all_move if moves is None else moves
         self.count += moves
-        for parameter, gradient, *moments in zip(self.parameters, gradients, self.first, self.second, strict=True):
-            adam(parameter, gradient, (moments[0], moments[1]), self.count, self.learning_rate, moves)
+        moments = zip(self.first, self.second, strict=True)
+        for parameter, gradient, own, decay in zip(self.parameters, gradients, moments, self.decays, strict=True):
+            adam(parameter, gradient, own, (self.count, self.learning_rate, moves, decay))
 
     def state(self) -> list[Tensor]:
         return [self.count, *self.first, *self.second]

@@ -32,12 +32,13 @@ for shape in ((3, 10, 16), (2, 7, 12)):
 
 own = [torch.randn(3, 5, 7), *torch.zeros(2, 3, 5, 7)]
 other = [each.clone() for each in own]
-count, rate = torch.zeros(3), torch.tensor([1e-2, 1e-3, 1e-1])
+count, rate, decay = torch.zeros(3), torch.tensor([1e-2, 1e-3, 1e-1]), torch.tensor([0.0, 1.0, 3.0])
 for step in range(5):
     gradient, moves = torch.randn(3, 5, 7), torch.tensor([1.0, step % 2, 1.0])
     count += moves
-    fused.adam(own[0], gradient, (own[1], own[2]), count, rate, moves)
-    kernels.adam(other[0], gradient, (other[1], other[2]), (count, rate, moves), fused._CONSTANTS)
+    of_model = count, rate, moves, decay
+    fused.adam(own[0], gradient, (own[1], own[2]), of_model)
+    kernels.adam(other[0], gradient, (other[1], other[2]), of_model, fused._CONSTANTS)
 for one, its in zip(own, other, strict=True):
     torch.testing.assert_close(one, its, rtol=1e-4, atol=1e-6)
 print("alike")

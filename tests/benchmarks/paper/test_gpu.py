@@ -54,13 +54,15 @@ def test_adam_is_that_of_torchs_operations() -> None:
     own = [torch.randn(3, 50, 33, device="cuda", generator=random), *torch.zeros(2, 3, 50, 33, device="cuda")]
     other = [each.double() for each in own]
     count, rate = torch.zeros(3, device="cuda"), torch.tensor([1e-2, 1e-3, 1e-1], device="cuda")
+    decay = torch.tensor([0.0, 1.0, 3.0], device="cuda")
     fires = torch.tensor([[1.0, 1.0, 1.0], [1.0, 0.0, 1.0]], device="cuda")
     for step in range(5):
         gradient, moves = torch.randn(3, 50, 33, device="cuda", generator=random), fires.T[:, step % 2]
         count += moves
-        fused.adam(own[0], gradient, (own[1], own[2]), count, rate, moves)
-        doubles = count.double(), rate.double(), moves.double()
-        fused.adam(other[0], gradient.double(), (other[1], other[2]), *doubles)
+        of_model = count, rate, moves, decay
+        fused.adam(own[0], gradient, (own[1], own[2]), of_model)
+        doubles = count.double(), rate.double(), moves.double(), decay.double()
+        fused.adam(other[0], gradient.double(), (other[1], other[2]), doubles)
     for one, reference in zip(own, other, strict=True):
         torch.testing.assert_close(one.double(), reference, rtol=1e-3, atol=1e-4)  # its exp is a fast one
 

@@ -98,7 +98,7 @@ def test_every_method_without_interfaces_in_one_stack() -> None:
             Model("no_bprop", seed=1, **RATES),
             Model("no_bprop", seed=2, position=2, **RATES),
             Model("stale", seed=3, decay=0.5, **RATES),
-            Model("stale", seed=4, learning_rate=1e-3),
+            Model("stale", seed=4, learning_rate=1e-3, weight_decay=5.0),
         ],
     )
 
@@ -109,7 +109,7 @@ def test_every_method_with_interfaces_in_one_stack(num_hidden: int, normalise: b
     models = [
         Model("dni", seed=0, **RATES),
         Model("cdni", seed=1, **RATES),
-        Model("cdni", seed=1, learning_rate=3e-3, predictor_rate=1e-2),
+        Model("cdni", seed=1, learning_rate=3e-3, predictor_rate=1e-2, weight_decay=2.0),
         Model("dni", seed=2, position=2, **RATES),
         Model("cdni", seed=3, position=1, **RATES),
         Model("bprop", seed=4, **RATES),
@@ -154,7 +154,9 @@ def test_a_stack_of_one_method_skips_what_it_does_not_need(method: str) -> None:
 def test_sparse_updates_are_those_of_layers_that_come_one_after_the_other(normalise: bool) -> None:
     shape = _shape(1, normalise=normalise)
     models = [
-        Model(method, seed, p_update=p, **RATES) for method in ("dni", "cdni") for seed, p in ((0, 0.5), (1, 0.8))
+        Model(method, seed, p_update=p, weight_decay=3.0 * seed, **RATES)
+        for method in ("dni", "cdni")
+        for seed, p in ((0, 0.5), (1, 0.8))
     ]
     stack = Stack(shape, models, dtype=torch.float64)
     plain = [PlainModel(shape, model, torch.float64) for model in models]
