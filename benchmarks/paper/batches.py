@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import product
 
 import torch
 from torch import Tensor
@@ -19,7 +20,8 @@ class Images:
 
     Args:    limit: keep no more than so many training and test images each; None: all. as_pictures: how a stack wants
              them: (N, 1, C, H, W), of convolutional networks, else columns, (features, N).
-             mirror: train on each image and its mirror image.
+             mirror: train on each image and its mirror image. shift: and on each moved by so many pixels to all eight
+             sides; what comes in there is the edge again.
     Raises:  ValueError: too few images to hold any out.
     """
 
@@ -31,6 +33,7 @@ class Images:
         *,
         as_pictures: bool = False,
         mirror: bool = False,
+        shift: int = 0,
     ) -> None:
         images, labels = data.train_images[:limit], data.train_labels[:limit]
         held = int(HELD_OUT * len(images))
@@ -43,9 +46,7 @@ class Images:
         order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
         self.num_classes, self.device, self.as_pictures = data.num_classes, device, as_pictures
         self.train = images[order[held:]].to(device), labels[order[held:]].to(device)
-        if mirror:
-            images_to_learn, their_labels = self.train
-            self.train = torch.cat([images_to_learn, images_to_learn.flip(-1)]), their_labels.repeat(2)
+        self.train = _copied(*self.train, mirror=mirror, shift=shift)
         self.held_out = images[order[:held]].to(device), labels[order[:held]].to(device)
         self.test = data.test_images[:limit].to(device), data.test_labels[:limit].to(device)
 
@@ -74,6 +75,19 @@ class Images:
         # the order of memory that tensor cores take: channels last, of all seeds side by side
         flat = pictures.flatten(1, 2).contiguous(memory_format=torch.channels_last)
         return flat.unflatten(1, pictures.shape[1:3])
+
+
+def _copied(images: Tensor, labels: Tensor, *, mirror: bool, shift: int) -> tuple[Tensor, Tensor]:
+    """All copies one after the other; (N, C, H, W), (N,)."""
+    copies = [images, images.flip(-1)] if mirror else [images]
+    moves = list(product((0, shift, -shift), repeat=2)) if shift else [(0, 0)]
+    moved = torch.cat([_moved(_moved(copy, down, 2), right, 3) for copy in copies for down, right in moves])
+    return moved, labels.repeat(len(copies) * len(moves))
+
+
+def _moved(images: Tensor, by: int, dim: int) -> Tensor:
+    side = images.shape[dim]
+    return images.index_select(dim, (torch.arange(side, device=images.device) - by).clamp(0, side - 1))
 
 
 class Batches:

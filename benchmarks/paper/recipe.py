@@ -22,7 +22,7 @@ class Recipe:
     steps: of each model, unless --steps says otherwise. evaluate_every: steps. num_hidden: of the interfaces to try.
     predictor_width: of their hidden layers. normalise: as in dnipipe.interface.Regressed. anneal: both rates fall to 0
     along a straight line. identity: as in models.Shape; of fully connected networks. weight_decay: as in models.Model,
-        of all that may have it. mirror: train on each image and its mirror image.
+        of all that may have it. mirror, shift: as in batches.Images.
     """
 
     name: str
@@ -39,6 +39,7 @@ class Recipe:
     identity: bool = False
     weight_decay: float = 0.0
     mirror: bool = False
+    shift: int = 0
 
     def shape(self, features: int, num_classes: int, layers: int, num_hidden: int | None) -> Shape:
         sizes = self.width, num_hidden, self.predictor_width

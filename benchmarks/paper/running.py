@@ -79,16 +79,16 @@ class _Starter:
     def __init__(self, order: Order) -> None:
         self.order, is_cuda = order, order.device.startswith("cuda")
         self.streams = [torch.cuda.Stream(order.device) if is_cuda else None for _ in range(order.workers)]
-        self.sets: dict[tuple[str, str, bool], Images] = {}
+        self.sets: dict[tuple[str, str, bool, int], Images] = {}
 
     def __call__(self, job: Job, place: int) -> Training:
         assert job.recipe is not None
-        order, key = self.order, (job.dataset, job.network, job.recipe.mirror)
+        order, recipe = self.order, job.recipe
+        key = (job.dataset, job.network, recipe.mirror, recipe.shift)
         if key not in self.sets:
             data = load_images(job.dataset, order.data)  # type: ignore[arg-type]
-            self.sets[key] = Images(
-                data, order.device, order.limit, as_pictures=job.network == "cnn", mirror=job.recipe.mirror
-            )
+            as_pictures, options = job.network == "cnn", (order.device, order.limit)
+            self.sets[key] = Images(data, *options, as_pictures=as_pictures, mirror=recipe.mirror, shift=recipe.shift)
         return Training(order, job, self.sets[key], self.streams[place])
 
 

@@ -239,6 +239,24 @@ def test_a_table_has_both_selections_beside_the_paper() -> None:
     )
 
 
+def test_copies_are_mirrored_and_moved_and_only_of_what_is_learned_from() -> None:
+    data = _made_up_images()
+    plain, copied = Images(data), Images(data, mirror=True, shift=1)
+    (images, labels), (copies, their_labels) = plain.train, copied.train
+    assert copies.shape == (18 * len(images), *images.shape[1:])
+    assert torch.equal(their_labels, labels.repeat(18))
+    assert all(
+        torch.equal(*pair) for pair in zip(plain.held_out + plain.test, copied.held_out + copied.test, strict=True)
+    )
+    by_copy = copies.unflatten(0, (18, -1))
+    assert torch.equal(by_copy[0], images) and torch.equal(by_copy[9], images.flip(-1))
+    down = torch.cat([images[:, :, :1], images[:, :, :-1]], 2)  # by one; what comes in is the edge again
+    left = torch.cat([down[:, :, :, 1:], down[:, :, :, -1:]], 3)
+    expected = (down, torch.cat([down[:, :, :, :1], down[:, :, :, :-1]], 3), left)
+    assert all(torch.equal(*pair) for pair in zip(by_copy[3:6], expected, strict=True))
+    assert len({copy.numpy().tobytes() for copy in by_copy}) == 18, "no two copies are alike"
+
+
 def test_an_epoch_has_every_image_once_and_each_seed_its_own_order() -> None:
     images = Images(_made_up_images())
     batches = Batches(images, [5, 7, 5], batch=27)
