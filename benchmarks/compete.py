@@ -107,7 +107,9 @@ class Competition:
             with work_of(entry.title):
                 parts = self._cut(entry.schedule, workload)
                 of_others = allocated(self.device) - parts.num_bytes
-                contestant = Contestant(entry, workload, parts, m, settings.post_ahead)
+                contestant = Contestant(
+                    entry, workload, parts, m, post_ahead=settings.post_ahead, in_flight=settings.in_flight
+                )
                 seen.peak_bytes, seen.activation_bytes = measure_memory(contestant, of_others)
                 seen.transfer_ms = self._transfer_ms(workload, entry.transport)
         except ValueError as error:  # on all ranks alike, before anything is sent

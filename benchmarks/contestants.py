@@ -18,6 +18,7 @@ from benchmarks.workload import Workload, make_optimizer, token_loss
 from dnipipe import ScheduleDNI
 from dnipipe.observe.chunks import Held, watch_chunks
 from dnipipe.observe.trace import Trace
+from dnipipe.schedule.policy import LATE
 
 TORCH_SCHEDULES = ("GPipe", "1F1B", "Interleaved1F1B", "InterleavedZeroBubble", "ZBVZeroBubble")
 TIMEOUT_S = 60.0  # for a neighbour
@@ -91,12 +92,21 @@ def chunks_of(schedule: str, rank: int, num_ranks: int) -> tuple[list[int], int]
 class Contestant:
     """One schedule on this rank.
 
-    Args:   post_ahead: as of ScheduleDNI.
+    Args:   post_ahead, in_flight: as of ScheduleDNI; in_flight is for late policies alone.
     Fields: trace: what it does when, if enabled. held: the microbatches whose graphs it holds.
     Raises: ValueError: torch refuses the schedule for so many microbatches or stages.
     """
 
-    def __init__(self, entry: Entry, workload: Workload, parts: Parts, num_microbatches: int, post_ahead: bool) -> None:
+    def __init__(
+        self,
+        entry: Entry,
+        workload: Workload,
+        parts: Parts,
+        num_microbatches: int,
+        *,
+        post_ahead: bool = False,
+        in_flight: int | None = None,
+    ) -> None:
         self.entry, self.parts, self.num_microbatches, device = entry, parts, num_microbatches, parts.device
         rank = dist.get_rank()
         stages = [
@@ -105,6 +115,7 @@ class Contestant:
         ]
         self.trace = Trace(rank, rank, device, enabled=False)
         of_dni: dict[str, Any] = {"post_ahead": True if post_ahead else None, "timeout_s": TIMEOUT_S}
+        of_dni["in_flight"] = in_flight if entry.policy in LATE else None
         self.schedule = make_schedule(entry, stages, workload, num_microbatches, self.trace, **of_dni)
         # our own schedule records its spans itself
         quiet = Trace(rank, rank, device, enabled=False)

@@ -29,6 +29,7 @@ class Settings:
 
     Args: rows: a file to which rank 0 adds them. timeline: its picture, or None. traces: a folder for a Perfetto file
           of each entry, or None. failed: titles of entries that have failed before, with the reason: they do not run.
+          in_flight: of late policies, as of ScheduleDNI.
     """
 
     workload: Workload
@@ -41,6 +42,7 @@ class Settings:
     timeline: Path | None
     traces: Path | None = None
     failed: tuple[tuple[str, str], ...] = ()
+    in_flight: int | None = None
 
 
 @dataclass

@@ -31,6 +31,7 @@ from benchmarks.rows import Row, read_rows
 from benchmarks.sizes import sizes_of
 from benchmarks.table import markdown, show
 from benchmarks.workload import Workload
+from dnipipe.schedule.policy import Policy
 
 TIMEOUT_S = 120.0
 Body: TypeAlias = Callable[..., None]
@@ -143,6 +144,8 @@ def _parser() -> argparse.ArgumentParser:
     trace = "folder for a Perfetto trace of each schedule, at 4 microbatches or at the first number"
     add("--traces", type=Path, metavar="FOLDER", help=trace)
     add("--post-ahead", action="store_true", help=ahead)
+    in_flight = "microbatches on the first stage, of stale and corrected, from S (the default) to 2 S - 1"
+    add("--in-flight", type=int, metavar="N", help=in_flight)
     return parser
 
 
@@ -152,6 +155,7 @@ def _settings(options: argparse.Namespace) -> list[Settings]:
     for name in ("stages", "seq_len", "width", "vocab_size", "rounds", "steps"):
         check_least(name, getattr(options, name))
     check_device(options.device)
+    Policy("stale", in_flight=options.in_flight).check(options.stages)
     settings, counts = [], numbers("--microbatches", options.microbatches)
     traced = 4 if 4 in counts else counts[0]
     for blocks in numbers("--blocks", options.blocks):
@@ -169,6 +173,7 @@ def _settings(options: argparse.Namespace) -> list[Settings]:
                     rounds=options.rounds,
                     steps=options.steps,
                     post_ahead=options.post_ahead,
+                    in_flight=options.in_flight,
                     rows=options.json,
                     timeline=options.json.with_name(f"{stem}.png"),
                     traces=options.traces if m == traced else None,

@@ -26,5 +26,5 @@ def for_convolutions(recipe: Recipe, steps: int | None, filters: int | None) -> 
     rate = recipe.predictor_rate if "predictor rate" in changes else PREDICTOR_RATES.get(base, recipe.predictor_rate)
     steps, filters = steps or (QUICK_STEPS if is_quick else STEPS), filters or usual
     every = max(1, steps // (2 if is_quick else 20))
-    recipe = replace(recipe, name=name, predictor_rate=rate, steps=steps, evaluate_every=every)
+    recipe = replace(recipe, name=name, predictor_rate=rate, dni_rates=None, steps=steps, evaluate_every=every)
     return replace(recipe, width=filters, predictor_width=filters)

@@ -19,7 +19,7 @@ from .results import curves, table
 from .rows import PaperRow
 from .running import Job, finish, run
 
-LEARNING_RATE, PREDICTOR_RATE = 1e-3, 1e-5
+LEARNING_RATE, PREDICTOR_RATE = 1e-3, 1e-6
 
 
 def jobs_of(order: Order) -> list[Job]:

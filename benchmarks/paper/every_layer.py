@@ -14,7 +14,7 @@ from pathlib import Path
 
 from .convolutional_recipe import for_convolutions
 from .order import Order, read_order
-from .recipe import DECAYS, Recipe
+from .recipe import DECAYS, Recipe, for_dataset
 from .results import picture, table
 from .rows import PaperRow
 from .running import Job, finish, run
@@ -27,9 +27,11 @@ def jobs_of(order: Order) -> list[Job]:
     """For each dataset, network and number of layers one stack without interfaces, and one for each depth of them."""
     jobs = []
     for network in order.networks:
-        recipe = order.recipe if network == "fcn" else for_convolutions(order.recipe, order.steps, order.filters)
         layers = [number for number in order.layers if network == "fcn" or number <= CONVOLUTIONAL]
         for number, dataset in product(layers, order.datasets):
+            recipe = for_dataset(order.recipe, dataset)
+            if network == "cnn":
+                recipe = for_convolutions(recipe, order.steps, order.filters)
             jobs += [replace(job, dataset=dataset, network=network) for job in _jobs(order, recipe, number)]
     return sorted(jobs, key=lambda job: (job.network, -(job.num_hidden or 0), -job.layers))  # long ones first
 

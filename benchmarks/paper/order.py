@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from .recipe import QUICK, RECIPES, Recipe
+from .recipe import QUICK, RECIPES, Recipe, for_dataset
 
 
 @dataclass(frozen=True)
@@ -56,6 +56,8 @@ def read_order(
     given = parser.parse_args(argv)
     _refuse(parser, experiment, given)
     recipe = _recipe(given, hidden)
+    if experiment != "every_layer":
+        recipe = for_dataset(recipe, given.dataset[0])
     networks = given.network or (("fcn", "cnn") if given.quick and experiment == "every_layer" else ("fcn",))
     what = "quick" if given.quick else "_".join((*networks, *given.dataset, given.recipe))
     return Order(
@@ -127,7 +129,7 @@ def _recipe(given: argparse.Namespace, hidden: str | None) -> Recipe:
     for field in ("learning_rate", "predictor_rate"):
         if (rate := getattr(given, field)) is not None:
             name = f"{recipe.name}, {field.replace('_', ' ')} {rate:g}"
-            recipe = replace(recipe, name=name, **{field: rate})
+            recipe = replace(recipe, name=name, dni_rates=None, **{field: rate})
     return recipe
 
 

@@ -22,7 +22,7 @@ ENTRIES = {
 def contestant_of(rank: int, world: int, entry: Entry, m: int) -> Contestant:
     workload = Workload(world, 2, 64, 8, 16, 1, torch.float32)
     indices, num_chunks = chunks_of(entry.schedule, rank, world)
-    return Contestant(entry, workload, Parts(workload, indices, num_chunks, CPU), m, post_ahead=False)
+    return Contestant(entry, workload, Parts(workload, indices, num_chunks, CPU), m)
 
 
 def _activations(rank: int, world: int, m: int) -> tuple[dict[str, int], bool]:
