@@ -2,7 +2,7 @@
 
 python -m benchmarks.paper.every_layer --quick
 python -m benchmarks.paper.every_layer --device cuda --limit-s 540 --dataset mnist,cifar10
-python -m benchmarks.paper.every_layer --device cuda --limit-s 540 --dataset mnist,cifar10 --network cnn --stack 1
+python -m benchmarks.paper.every_layer --device cuda --limit-s 540 --dataset mnist,cifar10 --network cnn
 """
 
 from __future__ import annotations
