@@ -13,8 +13,13 @@ import torch
 from benchmarks.paper import recipe
 from benchmarks.paper.batches import Batches, Images
 from benchmarks.paper.deep import for_deep
+from benchmarks.paper.every_layer import jobs_of
+from benchmarks.paper.job import Job
+from benchmarks.paper.models import Model
+from benchmarks.paper.order import read_order
 from benchmarks.paper.results import table
 from benchmarks.paper.rows import PaperRow, chosen_by, read_rows, selected, write_rows
+from benchmarks.paper.running import _Starter
 from benchmarks.paper.training import Training, agreement
 from dnipipe.data.images import ImageData
 
@@ -125,6 +130,28 @@ def test_deep_networks_begin_as_the_identity_but_for_the_paper_s_recipe() -> Non
     asked = replace(recipe.OURS, name="ours, predictor rate 0.5", predictor_rate=0.5)
     assert for_deep(asked).predictor_rate == 0.5 and for_deep(asked).identity
     assert ours.shape(784, 10, 21, 0).identity and not recipe.OURS.shape(784, 10, 21, 0).identity
+
+
+def test_cifar10_has_copies_and_decay_and_dni_rates_of_its_own_in_our_recipe_alone() -> None:
+    ours = recipe.for_dataset(recipe.OURS, "cifar10")
+    assert (ours.mirror, ours.shift) == (True, 2)
+    rates = {method: ours.model(method, 0) for method in ("bprop", "cdni", "dni", "no_bprop")}
+    assert rates["cdni"].predictor_rate != recipe.OURS.predictor_rate
+    assert rates["dni"].learning_rate < rates["cdni"].learning_rate == rates["bprop"].learning_rate
+    assert rates["no_bprop"].weight_decay == 0 < rates["bprop"].weight_decay == rates["dni"].weight_decay
+    for other, dataset in ((recipe.OURS, "mnist"), (recipe.PAPER, "cifar10"), (recipe.QUICK, "cifar10")):
+        assert recipe.for_dataset(other, dataset) == other
+    with pytest.raises(ValueError, match=r"weight_decay = 0.1 with no_bprop"):
+        Model("no_bprop", weight_decay=0.1)
+
+
+def test_a_rate_from_the_command_line_holds_for_every_method_and_dataset() -> None:
+    argv = ["--dataset", "mnist,cifar10", "--predictor-rate", "0.5", "--seeds", "0"]
+    for network in ("fcn", "cnn"):
+        order = read_order("every_layer", "", "3", "3", [*argv, "--network", network])
+        jobs = [job for job in jobs_of(order) if job.num_hidden is not None]
+        assert {model.predictor_rate for job in jobs for model in job.models} == {0.5}
+        assert {job.dataset: job.recipe.shift for job in jobs if job.recipe} == {"mnist": 0, "cifar10": 2}
 
 
 def test_rates_fall_to_nothing_along_a_line_and_a_run_trains_by_them(
@@ -255,6 +282,11 @@ def test_copies_are_mirrored_and_moved_and_only_of_what_is_learned_from() -> Non
     expected = (down, torch.cat([down[:, :, :, :1], down[:, :, :, :-1]], 3), left)
     assert all(torch.equal(*pair) for pair in zip(by_copy[3:6], expected, strict=True))
     assert len({copy.numpy().tobytes() for copy in by_copy}) == 18, "no two copies are alike"
+    order = read_order("deep", "", "3", "3", ["--quick", "--layers", "3", "--seeds", "0"])
+    start = _Starter(order)
+    for copies_of, count in ((TINY, 1), (replace(TINY, mirror=True, shift=1), 18), (replace(TINY, mirror=True), 2)):
+        job = Job("", 3, None, (Model("bprop"),), copies_of).completed(order)
+        assert len(start(job, 0).images.train[0]) == count * len(images), "each recipe has its own"
 
 
 def test_an_epoch_has_every_image_once_and_each_seed_its_own_order() -> None:
