@@ -37,6 +37,11 @@ class Interface(nn.Module, ABC):
         """What errors call it."""
         return type(self).__name__
 
+    @property
+    def learning_rate(self) -> float:
+        """Of the Adam that trains it, where no other optimizer is given: what did well in docs/log.md."""
+        return 1e-3
+
     @abstractmethod
     def synthetic_grad(self, h: Tensor, label: Tensor | None = None) -> Tensor:
         """The predicted gradient at `h`: shape, dtype and device of `h`, contiguous, without a graph."""
