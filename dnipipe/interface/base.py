@@ -41,7 +41,7 @@ class Rates(NamedTuple):
 LINEAR = Rates(3e-2, 1e-4)
 HIDDEN = Rates(3e-3, 3e-5)
 """Hidden layers that learn faster go to pieces, the wider the sooner."""
-UNKNOWN = Rates(1e-3, 3e-5)
+UNKNOWN = Rates(1e-3, 1e-5)
 """For a predictor of which nothing was measured: slow, but safe."""
 
 

@@ -6,8 +6,11 @@ Source: Jaderberg et al. 2016: 5x5 convolutions without pooling; the label enter
 import torch
 from torch import Tensor, nn
 
-from .base import Regressed, check_num_hidden, start_at_zero
+from .base import Rates, Regressed, check_num_hidden, start_at_zero
 from .conditional import one_hot_channels, require_label
+
+RATES = Rates(1e-3, 3e-6)
+"""A prediction is made of kernel_size squared times as many features as a linear map has, so each may move less."""
 
 
 class Conv(Regressed):
@@ -31,7 +34,7 @@ class Conv(Regressed):
         batch_norm: bool = False,
         normalise: bool = True,
     ) -> None:
-        super().__init__(normalise=normalise)
+        super().__init__(normalise=normalise, rates=RATES)
         check_num_hidden(type(self).__name__, num_hidden)
         if kernel_size < 1 or kernel_size % 2 == 0:
             raise ValueError(
