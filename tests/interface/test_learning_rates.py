@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from dnipipe.interface import Custom, Interface, Learner, Linear, LocalHead, Scaled, build_interface
+from dnipipe.interface import Conv, Custom, Interface, Learner, Linear, LocalHead, Scaled, build_interface
 
 B, D, CLASSES = 32, 64, 5
 SHAPES = {"conv": (B, 4, 6, 6), "transformer": (B, 3, D)}
@@ -35,6 +35,12 @@ def test_a_scaled_interface_has_the_rate_of_what_it_scales() -> None:
 def test_hidden_layers_learn_more_slowly_and_without_any_an_mlp_is_linear(normalise: bool) -> None:
     straight, one, two = (built("mlp", num_hidden=n, normalise=normalise).learning_rate for n in (0, 1, 2))
     assert one == two < straight == built("linear", normalise=normalise).learning_rate
+
+
+def test_a_convolution_learns_the_more_slowly_the_more_it_sums_over() -> None:
+    rates = [Conv(channels, kernel_size=size).learning_rate for channels, size in ((1, 1), (16, 5), (48, 5), (48, 7))]
+    assert rates == sorted(rates, reverse=True) and rates[1] == pytest.approx(1e-3)
+    assert rates[1] / rates[2] == pytest.approx(48 / 16) and rates[2] / rates[3] == pytest.approx(49 / 25)
 
 
 @pytest.mark.parametrize("name", REGRESSED)
