@@ -39,10 +39,13 @@ class Rates(NamedTuple):
 
 
 LINEAR = Rates(3e-2, 1e-4)
-HIDDEN = Rates(3e-3, 3e-5)
-"""Hidden layers that learn faster go to pieces, the wider the sooner."""
 UNKNOWN = Rates(1e-3, 1e-5)
 """For a predictor of which nothing was measured: slow, but safe."""
+
+
+def hidden_rates(features: int) -> Rates:
+    """Those of a predictor with hidden layers, which go to pieces if they learn faster: 1024 wide at 3e-3."""
+    return Rates(scaled=min(3e-3, 1.5 / features), as_is=min(3e-5, 0.015 / features))
 
 
 class Interface(nn.Module, ABC):

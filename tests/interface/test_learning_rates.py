@@ -8,7 +8,19 @@ import pytest
 import torch
 from torch import nn
 
-from dnipipe.interface import Conv, Custom, Interface, Learner, Linear, LocalHead, Scaled, build_interface
+from dnipipe.interface import (
+    MLP,
+    Conv,
+    Custom,
+    Interface,
+    Learner,
+    Linear,
+    LocalHead,
+    Potential,
+    Scaled,
+    Transformer,
+    build_interface,
+)
 
 B, D, CLASSES = 32, 64, 5
 SHAPES = {"conv": (B, 4, 6, 6), "transformer": (B, 3, D)}
@@ -35,6 +47,12 @@ def test_a_scaled_interface_has_the_rate_of_what_it_scales() -> None:
 def test_hidden_layers_learn_more_slowly_and_without_any_an_mlp_is_linear(normalise: bool) -> None:
     straight, one, two = (built("mlp", num_hidden=n, normalise=normalise).learning_rate for n in (0, 1, 2))
     assert one == two < straight == built("linear", normalise=normalise).learning_rate
+
+
+@pytest.mark.parametrize("kind", [MLP, Potential, Transformer])
+def test_wide_hidden_layers_learn_the_more_slowly_the_wider(kind: Any) -> None:
+    narrow, middle, wide, wider = (kind(features).learning_rate for features in (32, 500, 1000, 2000))
+    assert narrow == middle == pytest.approx(3e-3) and wide == middle / 2 and wider == wide / 2
 
 
 def test_a_convolution_learns_the_more_slowly_the_more_it_sums_over() -> None:
