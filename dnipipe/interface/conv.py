@@ -62,6 +62,6 @@ class Conv(Regressed):
 def _rates(num_inputs: int) -> Rates:
     """A step of Adam moves a prediction by the rate times what it is made of: many pixels, much like each other.
 
-    With 16 and 48 channels, 5 x 5, 1e-3 and 3e-4 did well; 1e-2 and 1e-3 silenced a hidden layer (docs/log.md).
+    With 16 and 48 channels, 5 x 5, 1e-3 and 3e-4 did well; 1e-2 and 1e-3 left a cut without a prediction (docs/log.md).
     """
     return Rates(scaled=min(1e-3, 0.4 / num_inputs), as_is=min(5e-6, 2e-3 / num_inputs))
