@@ -171,6 +171,8 @@ def make_schedule(
 
 
 def _interface_optimizer(device: torch.device) -> Callable[[Any], torch.optim.Optimizer]:
+    """Fused on a GPU, as the stages' own. At the rate of heads, which race; how long a step takes no rate changes."""
+
     def make(parameters: Any) -> torch.optim.Optimizer:
         return torch.optim.Adam(parameters, lr=1e-3, fused=device.type == "cuda")
 

@@ -112,8 +112,8 @@ def make_learner(interface: str | None, size: Size, num_microbatches: int) -> Le
         label=TensorMeta((rows, size.seq_len), torch.int64),
         **{key: int(value) for key, value in (option.split("=") for option in options)},
     )
-    fused = device.type == "cuda"
-    return Learner([built.to(device)], lambda parameters: torch.optim.Adam(parameters, 1e-3, (0.9, 0.95), fused=fused))
+    rate, fused = built.learning_rate, device.type == "cuda"
+    return Learner([built.to(device)], lambda parameters: torch.optim.Adam(parameters, rate, (0.9, 0.95), fused=fused))
 
 
 def load_corpus(folder: Path) -> ByteCorpus:

@@ -65,6 +65,18 @@ def test_an_override_may_be_a_list_or_null(tmp_path):
     assert config.pipeline.unlock_after_steps is None
 
 
+def test_the_predictors_rate_is_a_number_or_left_to_them(tmp_path):
+    default = _load(tmp_path, "").optim
+    assert default.interface_learning_rate is None
+    assert _load(tmp_path, "optim: {interface_learning_rate: null}").optim == default
+    given = _load(tmp_path, "optim: {interface_learning_rate: 2e-2}")
+    assert given.optim.interface_learning_rate == 0.02 and "interface_learning_rate: 0.02" in given.to_yaml()
+    assert "interface_learning_rate: null" in Config().to_yaml()
+    for wrong in ("0", "-1", "fast"):
+        with pytest.raises(ValueError, match=f"optim.interface_learning_rate = .*{wrong}"):
+            _load(tmp_path, "", f"optim.interface_learning_rate={wrong}")
+
+
 @pytest.mark.parametrize("text", ["1e-3", "0.001", "1.0e-3"])
 def test_a_number_may_be_written_in_every_usual_way(tmp_path, text):
     assert _load(tmp_path, f"optim: {{learning_rate: {text}}}").optim.learning_rate == 0.001

@@ -149,8 +149,8 @@ class OptimConfig(Section):
     """The learning rate after the warm-up: constant, or falling along a cosine until run.steps, which it then needs."""
     final_fraction: float = 0.1
     """Where the cosine ends, as a share of learning_rate; from 0 to 1."""
-    interface_learning_rate: float = 1e-3
-    """Step size of the predictors, which have no warm-up; above 0."""
+    interface_learning_rate: float | None = None
+    """Step size of the predictors, which have no warm-up; above 0. null: each kind of interface names its own."""
     weight_decay: float = 0.1
     """Decoupled decay per unit of learning rate; at least 0."""
     warmup_steps: int = 100
@@ -166,7 +166,8 @@ class OptimConfig(Section):
         self._require("betas", decays, "two numbers from 0 to below 1")
         self._require("learning_rate", self.learning_rate > 0, "above 0")
         self._require("final_fraction", 0 <= self.final_fraction <= 1, "from 0 to 1")
-        self._require("interface_learning_rate", self.interface_learning_rate > 0, "above 0")
+        rate = self.interface_learning_rate
+        self._require("interface_learning_rate", rate is None or rate > 0, "above 0, or null")
         self._require("weight_decay", self.weight_decay >= 0, "at least 0")
         self._require("warmup_steps", self.warmup_steps >= 0, "at least 0")
         self._require("clip", self.clip >= 0, "at least 0")

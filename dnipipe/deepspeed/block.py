@@ -35,8 +35,8 @@ class Block:
     """How the gradient at a stage's output is predicted (linear, mlp, conv, local_head, scaled_head, sampled_head,
     transformer, potential), one name for all outputs or a list, one per output that needs a gradient; null chooses by
     the activation and the label."""
-    interface_learning_rate: float = 1e-3
-    """Of Adam, which trains the predictors; more than 0."""
+    interface_learning_rate: float | None = None
+    """Of Adam, which trains the predictors; more than 0; null: each kind of interface names its own."""
     lag: int = DEFAULT_LAG
     """Microbatches between an activation and the true gradient that trains its predictor, at least 1; also how far a
     stage may lead the next one. Each costs a stage one output in memory, its gradient and its label."""
@@ -139,11 +139,13 @@ def _whole(smallest: int, unit: str, *, or_null: bool = False) -> Callable[[str,
     return check
 
 
-def _above_0(unit: str) -> Callable[[str, Any], None]:
+def _above_0(unit: str, *, or_null: bool = False) -> Callable[[str, Any], None]:
     def check(name: str, value: Any) -> None:
+        if value is None and or_null:
+            return
         is_number = isinstance(value, int | float) and not isinstance(value, bool)
         if not is_number or not 0 < value < math.inf:
-            _complain(name, value, f"a number{unit} above 0")
+            _complain(name, value, f"a number{unit} above 0" + (", or null" if or_null else ""))
 
     return check
 
@@ -158,7 +160,7 @@ _CHECKS: dict[str, Callable[[str, Any], None]] = {
     "enabled": _is_bool,
     "policy": _is_policy,
     "interface": _is_interface,
-    "interface_learning_rate": _above_0(""),
+    "interface_learning_rate": _above_0("", or_null=True),
     "lag": _whole(1, "microbatches"),
     "unlock_after_steps": _whole(0, "batches", or_null=True),
     "transport": _one_of(*TRANSPORTS),

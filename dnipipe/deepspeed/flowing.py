@@ -7,14 +7,15 @@ once, so that every stage knows its shapes and all agree on labels and interface
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 
-from ..interface import TensorMeta, is_integer
+from ..interface import Learner, TensorMeta, is_integer
 from ..observe.trace import Trace
 from ..schedule import assembly
 from ..schedule.agreement import Agreement
@@ -71,19 +72,26 @@ class Flowing:
         received = () if stage.is_first else inputs
         stage.remember(received, outputs)
         agreement = assembly.agree_over(self._facts(received, outputs, label), stage)
-        if stage.is_first and not self._announced and dist.get_rank() == 0:
-            print(f"[dnipipe] {agreement.summary}", file=sys.stderr, flush=True)
+        if not self._announced:
+            self._say(agreement.summary)
         self.agreement, self._announced = agreement, True
         flow.policy = agreement.policy
         assembly.set_metas(flow, stage, agreement)
         if flow.learner is None and agreement.interfaces:
-            flow.learner = assembly.build_learner(
-                stage, agreement, self.block.interfaces, self._optimizer, self.replicas
-            )
+            flow.learner = self._learner(agreement)
         self._restore()
 
-    def _optimizer(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
-        return torch.optim.Adam(parameters, lr=self.block.interface_learning_rate)
+    def _learner(self, agreement: Agreement) -> Learner:
+        rate = self.block.interface_learning_rate
+        optimizer = partial(torch.optim.Adam, lr=rate) if rate is not None else None
+        learner = assembly.build_learner(self.stage, agreement, self.block.interfaces, optimizer, self.replicas)
+        if rate is None:
+            self._say(f"predictors learn at their own rates, here {learner.own_rates}")
+        return learner
+
+    def _say(self, text: str) -> None:
+        if self.stage.is_first and dist.get_rank() == 0:
+            print(f"[dnipipe] {text}", file=sys.stderr, flush=True)
 
     def _facts(self, received: Sequence[Tensor], outputs: Sequence[Tensor], label: Tensor | None) -> Facts:
         return Facts(

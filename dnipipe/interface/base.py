@@ -10,7 +10,7 @@ Units everywhere: the gradient of the mean loss of one microbatch, without loss 
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +26,28 @@ RMS_FLOOR = torch.finfo(torch.float32).tiny ** 0.5
 LayerT = TypeVar("LayerT", bound=nn.Module)
 
 
+class Rates(NamedTuple):
+    """Learning rates of an Adam: for a target in units of its RMS, and for the true gradient as it is.
+
+    Each cut's target is made by the next cut's interface, so lags add up and an interface must learn faster than the
+    network. A step of Adam moves a prediction by about the rate times the features that it is made of, and a target by
+    its own size: about 1, or about a thousandth.
+    """
+
+    scaled: float
+    as_is: float
+
+
+LINEAR = Rates(3e-2, 1e-4)
+UNKNOWN = Rates(1e-3, 1e-5)
+"""For a predictor of which nothing was measured: slow, but safe."""
+
+
+def hidden_rates(features: int) -> Rates:
+    """Those of a predictor with hidden layers, which go to pieces if they learn faster: 1024 wide at 3e-3."""
+    return Rates(scaled=min(3e-3, 1.5 / features), as_is=min(3e-5, 0.015 / features))
+
+
 class Interface(nn.Module, ABC):
     """Predicts the loss gradient at a stage's output from that output and, if given, the label.
 
@@ -36,6 +58,11 @@ class Interface(nn.Module, ABC):
     def name(self) -> str:
         """What errors call it."""
         return type(self).__name__
+
+    @property
+    def learning_rate(self) -> float:
+        """Of the Adam that trains it, where no other optimizer is given: what did well in docs/log.md."""
+        return 1e-3
 
     @abstractmethod
     def synthetic_grad(self, h: Tensor, label: Tensor | None = None) -> Tensor:
@@ -82,19 +109,24 @@ class Regressed(Interface):
 
     Args:    normalise: True: the loss is the mean squared error of the scaled target. False: the setting of the paper,
              no scale, the squared error summed over the features and averaged over the batch.
+             rates: one of them is the learning_rate, by `normalise`.
     """
 
     rms: Tensor
     square_sum: Tensor
     count: Tensor
 
-    def __init__(self, *, normalise: bool = True) -> None:
+    def __init__(self, *, normalise: bool = True, rates: Rates = UNKNOWN) -> None:
         super().__init__()
-        self.normalise = normalise
+        self.normalise, self.rates = normalise, rates
         self.register_buffer("rms", torch.tensor(0.0 if normalise else 1.0, dtype=torch.float32))
         # not persistent: empty between steps, which is when states are saved
         self.register_buffer("square_sum", torch.zeros((), dtype=torch.float32), persistent=False)
         self.register_buffer("count", torch.zeros((), dtype=torch.float32), persistent=False)
+
+    @property
+    def learning_rate(self) -> float:
+        return self.rates.scaled if self.normalise else self.rates.as_is
 
     @abstractmethod
     def forward(self, h: Tensor, label: Tensor | None = None) -> Tensor:

@@ -21,7 +21,8 @@ METRICS_DECAY = 0.9
 class Learner:
     """Holds one interface for each output of a stage that needs a gradient.
 
-    Args:    interfaces: in the order of the outputs. optimizer: called with their parameters; None = Adam(lr=1e-3).
+    Args:    interfaces: in the order of the outputs. optimizer: called with their parameters; None = Adam, each
+             interface at its own learning_rate.
              average: averages a flat float32 tensor in place over the data-parallel replicas; called exactly once in
              each end_step that learned something, so in any step all replicas must learn something, or none.
     """
@@ -35,7 +36,9 @@ class Learner:
         self.interfaces = nn.ModuleList(interfaces)
         self.average = average
         self._parameters = [p for p in self.interfaces.parameters() if p.requires_grad]
-        self.optimizer = (optimizer or _adam)(self._parameters) if self._parameters else None
+        self.optimizer: Optimizer | None = None
+        if self._parameters:
+            self.optimizer = optimizer(self._parameters) if optimizer is not None else self._own_adam()
         self._num_learned = 0
         self._sums: Tensor | None = None  # of synthetic * true, synthetic ** 2, true ** 2
 
@@ -105,6 +108,19 @@ class Learner:
             self.optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))
         self._sums = state["sums"]
 
+    @property
+    def own_rates(self) -> str:
+        """At which learning rates the interfaces learn where no optimizer was given, in words."""
+        return ", ".join(f"{each.name} at {each.learning_rate:g}" for each in self._each())
+
+    def _own_adam(self) -> Optimizer:
+        """One group for each rate, and not for each interface: two outputs may share one."""
+        rates = {parameter: each.learning_rate for each in self._each() for parameter in each.parameters()}
+        groups: dict[float, list[nn.Parameter]] = {}
+        for parameter in self._parameters:
+            groups.setdefault(rates[parameter], []).append(parameter)
+        return torch.optim.Adam([{"params": members, "lr": rate} for rate, members in groups.items()])
+
     def _each(self) -> Iterable[Interface]:
         for interface in self.interfaces:
             assert isinstance(interface, Interface)
@@ -135,7 +151,3 @@ class Learner:
         for tensor, part in zip(tensors, parts, strict=True):
             tensor.copy_(part.view_as(tensor))
         return tensors[-1]
-
-
-def _adam(parameters: Iterable[nn.Parameter]) -> Optimizer:
-    return torch.optim.Adam(parameters, lr=1e-3)

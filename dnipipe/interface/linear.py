@@ -5,7 +5,7 @@ Source: Jaderberg et al. 2016: with the label, one linear layer is enough for de
 
 from torch import Tensor
 
-from .base import Regressed, start_at_zero
+from .base import LINEAR, Regressed, start_at_zero
 from .conditional import ConditionedLinear
 
 
@@ -19,7 +19,7 @@ class Linear(Regressed):
     """
 
     def __init__(self, features: int, num_classes: int = 0, *, normalise: bool = True) -> None:
-        super().__init__(normalise=normalise)
+        super().__init__(normalise=normalise, rates=LINEAR)
         self.num_classes = num_classes
         self.out = start_at_zero(ConditionedLinear(features, features, num_classes, name=type(self).__name__))
 

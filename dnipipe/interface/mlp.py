@@ -5,7 +5,7 @@ Source: Jaderberg et al. 2016: 0 to 2 hidden layers, there 1024 wide with batch 
 
 from torch import Tensor
 
-from .base import Regressed, check_num_hidden, relu_layers, start_at_zero
+from .base import LINEAR, Regressed, check_num_hidden, hidden_rates, relu_layers, start_at_zero
 from .conditional import ConditionedLinear
 
 
@@ -30,7 +30,7 @@ class MLP(Regressed):
         batch_norm: bool = False,
         normalise: bool = True,
     ) -> None:
-        super().__init__(normalise=normalise)
+        super().__init__(normalise=normalise, rates=hidden_rates(features) if num_hidden else LINEAR)
         check_num_hidden(type(self).__name__, num_hidden)
         self.num_classes = num_classes
         sizes = [width or min(1024, max(64, 2 * features))] * num_hidden + [features]

@@ -17,7 +17,7 @@ from torch.autograd import Function
 from torch.autograd.function import FunctionCtx
 
 from . import precision
-from .base import Regressed, start_at_zero
+from .base import Regressed, hidden_rates, start_at_zero
 from .conditional import ConditionedLinear, LabelEmbedding
 
 EPS = 1e-5
@@ -36,7 +36,7 @@ class Potential(Regressed):
     def __init__(
         self, features: int, num_classes: int = 0, *, width: int | None = None, normalise: bool = True
     ) -> None:
-        super().__init__(normalise=normalise)
+        super().__init__(normalise=normalise, rates=hidden_rates(features))
         width = width or max(32, features // 2)
         self.num_classes = num_classes
         self.inner = ConditionedLinear(features, width, num_classes, name=type(self).__name__)

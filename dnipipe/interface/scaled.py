@@ -46,6 +46,10 @@ class Scaled(Interface):
     def name(self) -> str:
         return self.interface.name
 
+    @property
+    def learning_rate(self) -> float:
+        return self.interface.learning_rate
+
     def synthetic_grad(self, h: Tensor, label: Tensor | None = None) -> Tensor:
         return self._scaled(self.interface.synthetic_grad(h, label), h)
 

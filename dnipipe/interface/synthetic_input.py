@@ -14,10 +14,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from .base import Regressed, check_num_hidden, relu_layers, start_at_zero
+from .base import Rates, Regressed, check_num_hidden, relu_layers, start_at_zero
 from .choose import TensorMeta
 from .conditional import ConditionedLinear, is_integer, label_shapes
 from .precision import HALF
+
+ACTIVATION = Rates(1e-3, 1e-3)
+"""Of a size about 1 either way, and the stage's real input: no lag adds up as it does for gradients."""
 
 
 class SyntheticInput(Regressed):
@@ -30,7 +33,7 @@ class SyntheticInput(Regressed):
     """
 
     def __init__(self, module: nn.Module, activation: TensorMeta, *, normalise: bool = True) -> None:
-        super().__init__(normalise=normalise)
+        super().__init__(normalise=normalise, rates=ACTIVATION)
         self.module = module.float()
         self.shape, self.dtype = tuple(activation.shape[1:]), activation.dtype
 

@@ -6,7 +6,7 @@ Source: pre-LayerNorm block of Xiong et al. 2020; no positions of its own, since
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .base import Regressed, start_at_zero
+from .base import Regressed, hidden_rates, start_at_zero
 from .conditional import ConditionedLinear
 from .precision import LayerNorm
 
@@ -30,7 +30,7 @@ class Transformer(Regressed):
         num_heads: int = 4,
         normalise: bool = True,
     ) -> None:
-        super().__init__(normalise=normalise)
+        super().__init__(normalise=normalise, rates=hidden_rates(features))
         if width is None:
             width = -(-max(32, features // 4) // num_heads) * num_heads
         if width % num_heads != 0:

@@ -44,7 +44,7 @@ class ScheduleDNI(PipelineScheduleSingle):
       interface: how to predict the gradient at this stage's output: a name ("linear", "mlp", "conv", "local_head",
         "scaled_head", "sampled_head", "transformer", "potential"), an Interface or any module called as
         module(activation, label), one per output that needs a gradient; None chooses by the activation and the label.
-      interface_optimizer: parameters -> Optimizer of the predictors; None: Adam, 1e-3.
+      interface_optimizer: parameters -> Optimizer of the predictors; None: Adam, each at its own rate.
       policy: "wait" (true gradients, as 1F1B), "synthetic", "stale" (the true gradient, when it is here), "corrected"
         (synthetic at once, true - synthetic later), or "auto", which chooses by stages, microbatches and `optimizer`
         (choose.py). Or one after the other: "wait:200,synthetic:800,stale" is wait for 200 step() calls, synthetic for

@@ -52,7 +52,7 @@ class ForwardUnlocked:
           timing; None: those whose input is late.
           model: called as model(net_input, None), returns this stage's input activation; None: one hidden layer over
           each row, or token by token. num_tokens: of the vocabulary, where the net's input is token ids.
-          optimizer: parameters -> Optimizer of the model; None: Adam, 1e-3.
+          optimizer: parameters -> Optimizer of the model; None: Adam, at the model's own rate (1e-3).
     Raises: ValueError for a value out of range.
     """
 

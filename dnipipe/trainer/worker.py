@@ -88,6 +88,7 @@ class Worker:
 
     def _make_schedule(self, name: ScheduleName) -> Any:
         pipeline, policy = self.config.pipeline, policy_of(self.config)
+        rate = self.config.optim.interface_learning_rate
         if name != "DNI":
             watch_chunks([self.stage], self.trace)
             schedule = get_schedule_class(name)(
@@ -100,7 +101,7 @@ class Worker:
             pipeline.num_microbatches,
             loss_fn=token_loss,
             interface=None if pipeline.interface == "auto" else pipeline.interface,
-            interface_optimizer=partial(torch.optim.Adam, lr=self.config.optim.interface_learning_rate),
+            interface_optimizer=partial(torch.optim.Adam, lr=rate) if rate is not None else None,
             policy=policy.name,
             lag=policy.lag,
             in_flight=policy.in_flight,

@@ -32,7 +32,10 @@ from dnipipe.deepspeed.block import Block, read_block
         ({"policy": "wait", "unlock_after_steps": 3}, 'policy "wait" never unlocks'),
         ({"interface": 3}, '"dnipipe.interface" is 3'),
         ({"interface": []}, '"dnipipe.interface" is ()'),
-        ({"interface_learning_rate": 0}, '"dnipipe.interface_learning_rate" is 0: it must be a number above 0'),
+        (
+            {"interface_learning_rate": 0},
+            '"dnipipe.interface_learning_rate" is 0: it must be a number above 0, or null',
+        ),
         ({"transport": "rdma"}, "one of auto, group, direct"),
         ({"clip": "local"}, "one of stage, travelling, global; leave it out for 'stage'"),
         ({"loss": "async"}, "one of newest, sync"),

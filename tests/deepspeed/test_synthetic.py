@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from dnipipe.interface import Learner
+from dnipipe.interface import Learner, Linear
 from tests.deepspeed import jobs
 from tests.deepspeed.jobs import CLIP_AND_RATE, Job
 from tests.ranks import run_ranks
@@ -140,6 +140,21 @@ def test_it_learns(num_stages: int, block: dict[str, Any]) -> None:
     ours = run_ranks(num_stages, _learn, Job(num_stages, 1, 4, block, options=RATE))[-1]
     print(f"{num_stages} stages: loss {plain[0]:.3f} to {plain[1]:.3f} plain, {ours[0]:.3f} to {ours[1]:.3f} ours")
     assert ours[1] < 0.7 * ours[0]
+
+
+def _rates(rank: int, world: int, given: float | None) -> list[float]:
+    jobs.start()
+    block = {"policy": "synthetic", "interface": "linear", "interface_learning_rate": given}
+    engine = jobs.build(Job(2, 0, 1, block))
+    jobs.train(engine, 1)
+    learner = engine.flow.learner
+    return [] if learner is None else [group["lr"] for group in learner.optimizer.param_groups]
+
+
+@pytest.mark.parametrize("given", [None, 0.004])
+def test_predictors_learn_at_the_rate_of_the_block_or_else_at_their_own(given: float | None) -> None:
+    own = Linear(jobs.WIDTH).learning_rate
+    assert run_ranks(2, _rates, given) == [[own if given is None else given], []]
 
 
 def _fates(rank: int, world: int) -> dict[str, Any]:

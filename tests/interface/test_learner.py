@@ -40,7 +40,7 @@ def adam(parameters: object) -> torch.optim.Optimizer:
 
 def test_a_learner_is_the_loop_one_would_write_by_hand() -> None:
     learner, by_hand = Learner(interfaces()), nn.ModuleList(interfaces())
-    optimizer = torch.optim.Adam(by_hand.parameters(), lr=1e-3)
+    optimizer = torch.optim.Adam([{"params": each.parameters(), "lr": each.learning_rate} for each in by_hand])
     for step, num_microbatches in enumerate((2, 1, 3)):
         for m in range(num_microbatches):
             hs, label, true_grads = microbatch(10 * step + m)

@@ -15,7 +15,7 @@ from torch.distributed.pipelining.schedules import get_schedule_class
 
 import dnipipe
 from dnipipe import ScheduleDNI
-from dnipipe.interface import Learner
+from dnipipe.interface import MLP, Learner
 from dnipipe.schedule import preparation
 from dnipipe.schedule.choose import choose_policy
 from dnipipe.schedule.policy import Policy
@@ -69,6 +69,7 @@ def _unlocked(rank: int, world: int, kind: str, tell: str) -> tuple[str, list]:
 def test_it_learns_when_only_the_last_rank_gets_a_target_as_in_torchs_tutorial() -> None:
     (said, _), (_, losses) = run_ranks(2, _unlocked, "mlp", "last")
     assert "interfaces by stage: mlp (labels none)" in said
+    assert f"predictors learn at their own rates, here MLP at {MLP(models.D).learning_rate:g}\n" in said
     assert losses[-1] < 0.6 * losses[0]
 
 
@@ -76,6 +77,15 @@ def test_it_learns_when_the_first_rank_alone_adds_its_target() -> None:
     (said, _), _, (_, losses) = run_ranks(3, _unlocked, "sequence", "first")
     assert "interfaces by stage: local_head, local_head (labels relay, 7 classes)" in said
     assert losses[-1] < 0.8 * losses[0]
+
+
+def _own_optimizer(rank: int, world: int) -> str:
+    return _plain(rank, world, "mlp", "all", policy="synthetic", interface_optimizer=models.interface_optimizer)[0]
+
+
+def test_with_an_optimizer_of_the_users_nothing_is_said_of_rates() -> None:
+    said, _ = run_ranks(2, _own_optimizer)
+    assert "interfaces by stage: local_head" in said and "rates" not in said
 
 
 def test_a_sequence_without_labels_stays_at_wait_and_says_what_to_pass() -> None:
@@ -137,6 +147,7 @@ class TwoOutputs(nn.Module):
 
 
 def _two_outputs(rank: int, world: int) -> list[bool]:
+    """No optimizer is given, so on both sides each of the two interfaces learns at its own rate."""
     equal = []
     for policy in ("wait", "synthetic"):
         torch.manual_seed(0)
@@ -151,7 +162,7 @@ def _two_outputs(rank: int, world: int) -> list[bool]:
         if not hasattr(PipelineStage(stages[rank], rank, world, CPU), "_stage_meta"):
             given.insert(1, models.interface("mlp", "linear", True))  # torch 2.11 asks a gradient for the mask too
 
-        learners = [Learner(interfaces(), models.interface_optimizer) for _ in range(world - 1)]
+        learners = [Learner(interfaces()) for _ in range(world - 1)]
         reference = Reference(
             twins, [*learners, None], models.loss_fn, num_microbatches=3, policy=Policy(policy, lag=2)
         )
@@ -160,7 +171,6 @@ def _two_outputs(rank: int, world: int) -> list[bool]:
             3,
             models.loss_fn,
             interface=given if rank < world - 1 else None,
-            interface_optimizer=models.interface_optimizer,
             policy=policy,
         )
         for step in range(4):

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from dnipipe.checkpoint import load_checkpoint, newest_step
 from dnipipe.config import load_config
 from dnipipe.data import byte_corpus, stdlib_sources
+from dnipipe.interface import Linear
 from dnipipe.observe.chunks import waits_between
 from dnipipe.observe.trace import Span
 from dnipipe.trainer import Trainer
@@ -228,6 +229,24 @@ def test_a_rank_that_fails_says_which_it_is_and_why(tmp_path):
     done = _train([*TINY, f"run.output_dir={tmp_path / 'file' / 'folder'}"])
     assert done.returncode != 0
     assert "dnipipe: rank 0 of 2 failed:" in done.stderr and "NotADirectoryError" in done.stderr
+
+
+def _rates_of_predictors(rank, world):
+    rates = []
+    corpus = byte_corpus(stdlib_sources(), max_bytes=10**6)
+    of_ours = ["pipeline.interface=linear", "pipeline.unlock_after_steps=0"]
+    for given in ("null", "0.005"):
+        config = load_config(QUICKSTART, [*TINY, *of_ours, f"optim.interface_learning_rate={given}"])
+        worker = make_worker(config, "DNI", corpus)
+        worker.train_step(0)
+        learner = worker.schedule._flow.learner
+        rates.append([group["lr"] for group in learner.optimizer.param_groups] if learner is not None else None)
+    return rates
+
+
+def test_predictors_learn_at_the_rate_of_the_config_or_else_at_their_own():
+    first, last = run_ranks(2, _rates_of_predictors)
+    assert first == [[Linear(32).learning_rate], [0.005]] and last == [None, None]
 
 
 def _train_both(rank, world, steps):
