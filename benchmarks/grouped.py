@@ -91,8 +91,9 @@ class Grouped:
         self.stages, self.learners, self.loss_fn = list(stages), list(learners), loss_fn
         self.num_microbatches, self.policy = num_microbatches, policy
         self.step_count = 0
-        predicts = policy.late and policy.late_weights == "predicted"
-        self._predictions = [WeightPrediction(stage, masters) for stage in stages] if predicts else []
+        factor = policy.prediction if policy.late else None
+        foretold = [WeightPrediction(stage, masters, factor) for stage in stages] if factor is not None else []
+        self._predictions = foretold
         self._held: list[_Held] = []
         self._lessons: dict[int, list[tuple[int, Tensor, Tensor, Tensor]]] = defaultdict(list)
 

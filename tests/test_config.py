@@ -257,6 +257,16 @@ def test_a_policy_may_be_phases_and_is_refused_as_the_engine_refuses_it(tmp_path
         _load(tmp_path, "", "pipeline.unlock_after_steps=5", f"pipeline.policy={text}")
 
 
+def test_late_weights_may_be_foretold_further_and_are_refused_as_the_engine_refuses_them(tmp_path):
+    assert _load(tmp_path, "pipeline: {late_weights: predicted*2}").pipeline.late_weights == "predicted*2"
+    for wrong in ("x", "old*2", "predicted*0"):
+        with pytest.raises(ValueError) as refusal:
+            _load(tmp_path, "", f"pipeline.late_weights={wrong}")
+        with pytest.raises(ValueError) as of_engine:
+            Policy(late_weights=wrong)
+        assert str(refusal.value) == f"pipeline.late_weights = {wrong!r}: {of_engine.value}"
+
+
 @pytest.mark.parametrize("in_flight, kept", [("auto", "auto"), ("5", 5), ("[5, 3]", [5, 3]), ("null", None)])
 def test_in_flight_is_a_number_several_auto_or_null(tmp_path, in_flight, kept):
     config = _load(tmp_path, "", "pipeline.policy=stale", f"pipeline.in_flight={in_flight}")

@@ -7,6 +7,7 @@ from typing import Any, ClassVar, Literal, TypeAlias
 
 import yaml
 
+from ..plan.late_weights import prediction_factor
 from ..plan.phases import AUTO, parse_phases
 from .section import Section
 
@@ -109,9 +110,10 @@ class PipelineConfig(Section):
     in_flight: int | list[int] | Literal["auto"] | None = None
     """Micro-batches that stages hold under stale and corrected: of the first of S, from S to 2 S - 1, or of each but
     the last, falling, stage i's from S - i to 2 (S - i) - 1. null: S - i. auto: by transfers measured at the start."""
-    late_weights: Literal["predicted", "old", "new"] = "predicted"
-    """Of a backward in a later step than its forward, under stale and corrected: foretold at the forward for the step
-    of the backward; copies of those of the forward; or those of the backward, which meet old activations."""
+    late_weights: str = "predicted"
+    """Of a backward in a later step than its forward, under stale and corrected: predicted, foretold at the forward for
+    the step of the backward (predicted*2: twice as far); old, copies of those of the forward; or new, those of the
+    backward, which meet old activations."""
     unlock_after_steps: int | None = None
     """Optimizer steps under `wait` before a policy of one name; at least 0, null for none, or for what auto chooses."""
     transport: Literal["auto", "group", "direct"] = "auto"
@@ -131,6 +133,10 @@ class PipelineConfig(Section):
                 parse_phases(self.policy)
             except ValueError as error:
                 raise ValueError(f"pipeline.policy = {self.policy!r}: {error}") from None
+        try:
+            prediction_factor(self.late_weights)
+        except ValueError as error:
+            raise ValueError(f"pipeline.late_weights = {self.late_weights!r}: {error}") from None
 
 
 @dataclass(frozen=True, kw_only=True)

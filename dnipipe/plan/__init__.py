@@ -3,7 +3,7 @@
 action.py                    what a schedule is
 gpipe.py one_f_one_b.py
 zb_h1.py dni.py              one schedule each: a pure function that returns data
-phases.py                    which of a run's steps go by which policy
+phases.py late_weights.py    which of a run's steps go by which policy, and late microbatches through which weights
 traffic.py                   what crosses the boundaries, and who waits for it
 check.py simulate.py         whether it is right, and how long it takes
 memory.py draw.py panels.py  what it holds, how it looks

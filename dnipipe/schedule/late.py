@@ -77,7 +77,7 @@ class LateFlow(Flow):
         self._graphs: deque[_Graph] = deque()
         self._weights: OldWeights | None = None  # of this step
         self._used: OldWeights | None = None  # of the newest forward
-        self._prediction = WeightPrediction(module, masters)
+        self._prediction = WeightPrediction(module, masters, self.policy.prediction or 1.0)
         # what completed backwards leave to the next update, one per parameter; () where there is nothing
         self._carried: Sequence[Tensor | None] = ()
         # DDP's own reduction hangs on the parameters, where late backwards do not come
@@ -122,7 +122,7 @@ class LateFlow(Flow):
     @property
     def _foretells(self) -> bool:
         """Whether weights are foretold: in a phase that holds graphs and, to know the newest update, shortly before."""
-        if self.policy.late_weights != "predicted" or self.down is None or self.fell_back:
+        if self.policy.prediction is None or self.down is None or self.fell_back:
             return False
         soon = range(self.step, self.step + 2 * self.policy.steps_per_update)
         return any(self.policy.at(step) in LATE for step in soon)

@@ -19,11 +19,11 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 from ..plan.in_flight import in_flight_by_stage
+from ..plan.late_weights import prediction_factor
 from ..plan.phases import AUTO as AUTO
 from ..plan.phases import LATE as LATE
 from ..plan.phases import PREDICTING, Phase, parse_phases, text_of
 
-LATE_WEIGHTS = ("predicted", "old", "new")  # that a late backward goes through
 DEFAULT_LAG = 2
 
 
@@ -43,7 +43,8 @@ class Policy:
           its own, at up to twice the lateness; or of the first stage alone (plan/in_flight.py). "auto": the fewest
           that hide the transfers measured at the first step (plan/dial.py).
           late_weights: with which a microbatch whose backward falls into a later step goes forward and backward under
-          stale and corrected: "predicted": foretold for the backward (weight_prediction.py); "old": those of the
+          stale and corrected: "predicted": foretold for the backward (weight_prediction.py), "predicted*2" twice as
+          far from the present ones as the newest update says, or any other factor above 0; "old": those of the
           forward, kept (old_weights.py); "new": for the backward those that are there by then, which meet old
           activations.
           steps_per_update: step() calls for each step of the optimizer, which comes after the last of them.
@@ -79,8 +80,7 @@ class Policy:
             raise ValueError(
                 f"in_flight is for the policies {' and '.join(LATE)}: with policy {self.name!r} leave it out"
             )
-        if self.late_weights not in LATE_WEIGHTS:
-            raise ValueError(f"unknown late_weights {self.late_weights!r}: choose one of {', '.join(LATE_WEIGHTS)}")
+        prediction_factor(self.late_weights)
         if self.steps_per_update < 1:
             raise ValueError(f"steps_per_update must be at least 1 step() call, got {self.steps_per_update}")
         numbers = self.in_flight if isinstance(self.in_flight, tuple) else (self.in_flight,)
@@ -111,6 +111,11 @@ class Policy:
     def late(self) -> bool:
         """Whether graphs are ever held until the true gradient is here."""
         return any(phase.policy in LATE for phase in self.phases)
+
+    @property
+    def prediction(self) -> float | None:
+        """How far late weights are foretold, times what the newest update says; None: they are not."""
+        return prediction_factor(self.late_weights)
 
     @property
     def needs_predictor(self) -> bool:

@@ -1,9 +1,11 @@
 """Weights some updates ahead, for microbatches whose gradient will join a later update.
 
-    w(t + l) is about w(t) + l (w(t) - w(t - 1))        l: updates from the forward to the backward
+    w(t + l) is about w(t) + factor l (w(t) - w(t - 1))        l: updates from the forward to the backward
 
 A gradient that is l updates late is then one at about the weights that it moves. Optimizers with momentum move the
 weights much the same way for some updates, so the newest update foretells the next ones, whatever the optimizer is.
+
+A factor above 1 goes further than the weights will: a gradient from there says earlier that a direction is used up.
 
 Sources: Chen et al. 2018, SpecTrain; Guan et al. 2019, XPipe, which predict by the optimizer's moments instead.
 
@@ -31,11 +33,11 @@ Masters: TypeAlias = Mapping[nn.Parameter, Tensor]
 class WeightPrediction:
     """The weights of one stage as foretold.
 
-    Args: module: the stage. masters: of parameters in half precision, in which an update may be lost.
+    Args: module: the stage. masters: of parameters in half precision, in which an update may be lost. factor: as above.
     """
 
-    def __init__(self, module: nn.Module, masters: Masters | None = None) -> None:
-        self._module, self._masters = module, masters or {}
+    def __init__(self, module: nn.Module, masters: Masters | None = None, factor: float = 1.0) -> None:
+        self._module, self._masters, self._factor = module, masters or {}, factor
         self._before: dict[nn.Parameter, Tensor] = {}  # the weights of this update; while _asked, of the last
         self._made: dict[int, OldWeights] = {}
         self._asked: list[int] | None = None  # by begin_update(), and not made yet
@@ -80,7 +82,7 @@ class WeightPrediction:
         for first in range(0, len(present), AT_ONCE):  # in float32 no more than so many at a time
             part = slice(first, first + AT_ONCE)
             before = [self._before[parameter] for parameter in parameters[part]]
-            made = torch._foreach_lerp(before, present[part], 1.0 + late)
+            made = torch._foreach_lerp(before, present[part], 1.0 + self._factor * late)
             ahead += [each.to(parameter.dtype) for parameter, each in zip(parameters[part], made, strict=True)]
         return OldWeights(self._module, ahead)
 

@@ -166,3 +166,16 @@ def test_late_gradients_move_weights_as_the_oracles_under_each_optimizer(first: 
 def test_unknown_old_weights_are_refused() -> None:
     with pytest.raises(ValueError, match="unknown late_weights 'recompute': choose one of predicted, old, new"):
         Policy("stale", late_weights="recompute")
+
+
+@pytest.mark.parametrize("text", ["predicted*", "predicted*0", "predicted*-1", "predicted*nan", "old*2", "predicted*x"])
+def test_a_factor_is_a_number_above_0_and_of_foretold_weights_alone(text: str) -> None:
+    with pytest.raises(ValueError, match=r"choose one of predicted, old, new, or predicted\*FACTOR"):
+        Policy("stale", late_weights=text)
+
+
+@pytest.mark.parametrize(
+    "text, factor", [("predicted", 1.0), ("predicted*2", 2.0), ("predicted*.5", 0.5), ("old", None)]
+)
+def test_how_far_weights_are_foretold(text: str, factor: float | None) -> None:
+    assert Policy("stale", late_weights=text).prediction == factor

@@ -21,10 +21,10 @@ STEPS = 7
 def _cases(world: int) -> list[Case]:
     kinds = itertools.cycle([("mlp", "mlp", "local"), ("sequence", "linear", "relay"), ("mlp", "linear", "none")])
     optimizers, in_flight = itertools.cycle(["optimizer", "adamw"]), itertools.cycle([None, 2 * world - 1])
-    cases = []
+    weights, cases = itertools.cycle(["predicted", "predicted*2", "predicted*0.7", "predicted", "predicted*3"]), []
     for policy, m, unlock in itertools.product(("stale", "corrected"), (1, 2, 4), (0, 2)):
         kind, interface, labels = next(kinds)
-        case = Case(kind, interface, m, policy, unlock_after_steps=unlock, labels=labels, late_weights="predicted")
+        case = Case(kind, interface, m, policy, unlock_after_steps=unlock, labels=labels, late_weights=next(weights))
         case.optimizer, case.in_flight = next(optimizers), next(in_flight)
         cases.append(case)
     return cases
