@@ -1,15 +1,15 @@
 """Kernels in Triton: batch normalisation, ReLU and pooling of the maximum, forward and backward, channels last.
 
-Everything here is bound by passes over x, the input of the normalisation. Pooled 3 x 3, another tensor is a tenth of it:
+All of it is bound by passes over x, the input of the normalisation. Pooled 3 x 3, a tensor is a tenth of it:
 
     forward     statistics     read x                                                      1.0
                 pooling        read x but for what is dropped; write out, chosen, place    1.2
     backward    sums           read grad, chosen, place                                    0.2
                 gradient       read x, grad, place; write the gradient                     2.1
 
-So it is 4.5 passes, where torch's operations, each for itself, make some 15. Sums over x's gradient need no pass over x:
-what comes through pooling and ReLU is zero but at the places kept. chosen is x there, since from the output it could not
-be had back where a scale is 0. What all this must give stands in fused_pool.py.
+So it is 4.5 passes, where torch's operations, each for itself, make some 15. The sums of the backward need none: what
+comes through pooling and ReLU is zero but at the places kept. chosen is x there, since from the output it could not be
+had back where a scale is 0. What all this must give stands in fused_pool.py.
 """
 
 from __future__ import annotations
@@ -27,23 +27,21 @@ PARTS, FEW = 512, 8  # in so many parts at most a sum is taken, and a program br
 
 @triton.jit
 def _statistics(  # type: ignore[no-untyped-def]
-    x, means, squares, rows, width, each, ROWS: tl.constexpr, CHANNELS: tl.constexpr
+    x, means, squares, rows, width, BLOCKS: tl.constexpr, ROWS: tl.constexpr, CHANNELS: tl.constexpr
 ):
-    """x (rows, width); of each part of `each` rows the mean, and the sum of squared distances from it, (parts, width).
+    """x (rows, width) -> of each part of BLOCKS * ROWS rows the mean, and the sum of squared distances, (parts, width).
 
     By Welford's method, each row of a block for itself: a sum of squares less a squared sum would lose what is small.
     """
     channel = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
-    begin = tl.program_id(0) * each
-    end = tl.minimum(begin + each, rows)
     count = tl.zeros((ROWS,), tl.float32)
     mean = tl.zeros((ROWS, CHANNELS), tl.float32)
     square = tl.zeros((ROWS, CHANNELS), tl.float32)
-    for start in range(begin, end, ROWS):
-        row = start + tl.arange(0, ROWS)
-        inside = (row < end)[:, None] & (channel < width)[None, :]
+    for number in range(BLOCKS):
+        row = (tl.program_id(0) * BLOCKS + number) * ROWS + tl.arange(0, ROWS)
+        inside = (row < rows)[:, None] & (channel < width)[None, :]
         value = tl.load(x + row.to(tl.int64)[:, None] * width + channel[None, :], mask=inside, other=0.0)
-        count += tl.where(row < end, 1.0, 0.0)
+        count += tl.where(row < rows, 1.0, 0.0)
         away = tl.where(inside, value - mean, 0.0)
         mean += away * (1.0 / tl.maximum(count, 1.0))[:, None]
         square += away * (value - mean)
@@ -117,21 +115,19 @@ def _pool(  # type: ignore[no-untyped-def]
 
 @triton.jit
 def _sums(  # type: ignore[no-untyped-def]
-    grad, chosen, place, mean, inverse, sums, cells, channels, features, each,
-    SIZE: tl.constexpr, ROWS: tl.constexpr, CHANNELS: tl.constexpr,
+    grad, chosen, place, mean, inverse, sums, cells, channels, features,
+    SIZE: tl.constexpr, BLOCKS: tl.constexpr, ROWS: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
-    """grad, chosen, place (cells, channels); sums (parts, E, 2, features): the gradients of scale and shift in parts."""
+    """grad, chosen, place (cells, channels); sums (parts, E, 2, features), parts of the gradient of norm."""
     channel = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
     kept = channel < channels
     centre = tl.load(mean + channel, mask=kept, other=0.0)
     factor = tl.load(inverse + channel, mask=kept, other=0.0)
-    begin = tl.program_id(0) * each
-    end = tl.minimum(begin + each, cells)
     of_scale = tl.zeros((ROWS, CHANNELS), tl.float32)
     of_shift = tl.zeros((ROWS, CHANNELS), tl.float32)
-    for start in range(begin, end, ROWS):
-        cell = start + tl.arange(0, ROWS)
-        inside = (cell < end)[:, None] & kept[None, :]
+    for number in range(BLOCKS):
+        cell = (tl.program_id(0) * BLOCKS + number) * ROWS + tl.arange(0, ROWS)
+        inside = (cell < cells)[:, None] & kept[None, :]
         at = cell.to(tl.int64)[:, None] * channels + channel[None, :]
         where = tl.load(place + at, mask=inside, other=0).to(tl.int32)
         passed = tl.where(where < SIZE * SIZE, tl.load(grad + at, mask=inside, other=0.0), 0.0)
@@ -145,10 +141,11 @@ def _sums(  # type: ignore[no-untyped-def]
 
 @triton.jit
 def _back(  # type: ignore[no-untyped-def]
-    grad, place, x, norm, mean, inverse, grad_norm, grad_x, cells, rows, height, width, down, across, channels, features,
+    grad, place, x, norm, mean, inverse, grad_norm, grad_x,
+    cells, rows, height, width, down, across, channels, features,
     SIZE: tl.constexpr, CELLS: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
-    """As above; here cells cover the whole image: those that pooling drops, or would cut, lie at the lower and right end."""
+    """As above, but that cells cover the whole image: what pooling drops lies in those at the lower and right end."""
     channel = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
     cell = tl.program_id(0) * CELLS + tl.arange(0, CELLS)
     kept = channel < channels
@@ -184,15 +181,16 @@ def pool(
              1 / deviation (E * C,).
     """
     batch, channels, height, width = x.shape
-    rows, (each, parts) = batch * height * width, _parts(batch * height * width)
+    rows = batch * height * width
+    blocks, parts = _parts(rows)
     means, squares = x.new_empty(2, parts, channels)
     mean, inverse = x.new_empty(2, channels)
     grid = (parts, triton.cdiv(channels, CHANNELS))
-    _statistics[grid](x, means, squares, rows, channels, each, ROWS=ROWS, CHANNELS=CHANNELS)
+    _statistics[grid](x, means, squares, rows, channels, BLOCKS=blocks, ROWS=ROWS, CHANNELS=CHANNELS)
     kept = running or (mean, mean)  # never touched then
-    numbers = rows, channels, each, parts, eps, momentum
-    blocks = {"HAS_RUNNING": bool(running), "PARTS": PARTS, "CHANNELS": FEW}
-    _together[(triton.cdiv(channels, FEW),)](means, squares, mean, inverse, *kept, *numbers, **blocks)
+    numbers = rows, channels, blocks * ROWS, parts, eps, momentum
+    grid, tile = (triton.cdiv(channels, FEW),), {"PARTS": triton.next_power_of_2(parts), "CHANNELS": FEW}
+    _together[grid](means, squares, mean, inverse, *kept, *numbers, HAS_RUNNING=bool(running), **tile)
     down, across = height // size, width // size
     shape, cells = (batch, channels, down, across), batch * down * across
     out = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
@@ -211,11 +209,11 @@ def pool_back(
     batch, channels, height, width = x.shape
     down, across = grad.shape[2:]
     features, cells = norm.shape[2], batch * down * across
-    each, parts = _parts(cells)
+    blocks, parts = _parts(cells)
     sums = x.new_empty(parts, *norm.shape)
     grid = (parts, triton.cdiv(channels, CHANNELS))
-    sizes = cells, channels, features, each
-    _sums[grid](grad, chosen, place, mean, inverse, sums, *sizes, SIZE=size, ROWS=ROWS, CHANNELS=CHANNELS)
+    tile = {"SIZE": size, "BLOCKS": blocks, "ROWS": ROWS, "CHANNELS": CHANNELS}
+    _sums[grid](grad, chosen, place, mean, inverse, sums, cells, channels, features, **tile)
     grad_norm, grad_x = sums.sum(0), torch.empty_like(x, memory_format=torch.channels_last)
     cells = batch * triton.cdiv(height, size) * triton.cdiv(width, size)
     tensors = grad, place, x, norm, mean, inverse, grad_norm, grad_x
@@ -226,6 +224,6 @@ def pool_back(
 
 
 def _parts(rows: int) -> tuple[int, int]:
-    """How many rows a part has, whole blocks of them, and how many parts there are."""
-    each = triton.cdiv(triton.cdiv(rows, PARTS), ROWS) * ROWS
-    return each, triton.cdiv(rows, each)
+    """How many blocks of rows a part has, and how many parts there are."""
+    blocks = triton.cdiv(triton.cdiv(rows, ROWS), PARTS)
+    return blocks, triton.cdiv(rows, blocks * ROWS)
