@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from dnipipe.interface import Conv
 
 from .convolutions import KERNEL, POOL
-from .fused_pool import batch_norm, norm_relu_max_pool
+from .fused_pool import batch_norm, norm_relu_max_pool, norm_relu_mean_pool
 from .stacked import affine, padded, stack, widened
 
 
@@ -30,7 +30,7 @@ class ConvLayer:
         norms = [module[1] for module in modules]
         self.parameters = [stack([module[0] for module in modules], "weight"), _scale_and_shift(norms)]
         self.statistics = [stack(norms, name) for name in ("running_mean", "running_var")]
-        self.pool = F.max_pool2d if isinstance(modules[0][3], nn.MaxPool2d) else F.avg_pool2d
+        self.is_of_maximum = isinstance(modules[0][3], nn.MaxPool2d)
         for parameter in self.parameters:
             parameter.requires_grad_()
 
@@ -46,10 +46,12 @@ class ConvLayer:
     def _go(self, x: Tensor, *, training: bool) -> Tensor:
         weight, norm = self.parameters
         x = convolve(weight, x)
-        if training and self.pool is F.max_pool2d:
-            return norm_relu_max_pool(x, norm, self.statistics, POOL)
-        out = batch_norm(x, norm, self.statistics, training=training)
-        return self.pool(F.relu(out.flatten(1, 2)), POOL).unflatten(1, weight.shape[:2])
+        if training:
+            pooled = norm_relu_max_pool if self.is_of_maximum else norm_relu_mean_pool
+            return pooled(x, norm, self.statistics, POOL)
+        out = F.relu(batch_norm(x, norm, self.statistics, training=False)).flatten(1, 2)
+        pool = F.max_pool2d if self.is_of_maximum else F.avg_pool2d
+        return pool(out, POOL).unflatten(1, weight.shape[:2])
 
 
 class Head:
@@ -104,7 +106,7 @@ class ConvPredictor:
             label = widened(one_hot, weight.shape[2] - h.shape[2]).permute(2, 0, 1)[..., None, None]
             h = torch.cat([h, label.expand(-1, -1, -1, *h.shape[3:])], 2)
         for norm, next_weight in zip(rest[::2], rest[1::2], strict=True):
-            h, weight = F.relu(batch_norm(convolve(weight, h), norm, [], training=True)), next_weight
+            h, weight = norm_relu_mean_pool(convolve(weight, h), norm), next_weight
         return convolve(weight, h) + bias[..., None, None]
 
 

@@ -50,18 +50,20 @@ def test_normalisation_is_that_of_torch(shape: tuple[int, int, int]) -> None:
         torch.testing.assert_close(own, reference.to(own.dtype), rtol=1e-4, atol=1e-4)
 
 
-def test_normalisation_with_pooling_is_that_of_torch() -> None:
+@pytest.mark.parametrize("kind, side, size", [("max", 28, 3), ("mean", 28, 3), ("mean", 9, 1)])
+def test_normalisation_with_pooling_is_that_of_torch(kind: str, side: int, size: int) -> None:
     assert fused_pool._kernels() is not None, "Triton builds the kernels here"
-    shape, number = (64, 6 * 64, 28, 28), torch.arange(28, device="cuda") % 3
+    pooled = {"max": fused_pool.norm_relu_max_pool, "mean": fused_pool.norm_relu_mean_pool}[kind]
+    shape, number = (64, 6 * 64, side, side), torch.arange(side, device="cuda") % 3
     place = 3 * number[:, None] + number
     x = (9 * (64 * torch.randn(shape, device="cuda")).round() + place) / 576  # no two of a cell are nearly alike
     x = x.contiguous(memory_format=torch.channels_last).unflatten(1, (6, 64)).requires_grad_()
     norm = torch.randn(6, 2, 64, device="cuda", requires_grad=True)
-    grad = torch.randn(64, 6, 64, 9, 9, device="cuda")
+    grad = torch.randn(64, 6, 64, side // size, side // size, device="cuda")
     results = []
     for dtype in (torch.float32, torch.float64):  # double has no kernel
         running = [each.to(dtype) for each in (torch.zeros(6, 64, device="cuda"), torch.ones(6, 64, device="cuda"))]
-        out = fused_pool.norm_relu_max_pool(x.to(dtype), norm.to(dtype), running, 3)
+        out = pooled(x.to(dtype), norm.to(dtype), running, size)
         results.append((out, *running, *torch.autograd.grad(out, (x, norm), grad.to(dtype))))
     for own, reference in zip(*results, strict=True):
         # what is nearly 0 before ReLU may come through by one and not by the other, which its channel then feels

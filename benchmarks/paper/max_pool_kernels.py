@@ -21,60 +21,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-ROWS, CELLS, CHANNELS = 32, 8, 64  # pixels, pooled cells and channels of one block: 256 bytes in a row of memory
-PARTS, FEW = 512, 8  # in so many parts at most a sum is taken, and a program brings those of so many channels together
+from .statistics_kernels import CHANNELS, ROWS, parts_of, statistics
 
-
-@triton.jit
-def _statistics(  # type: ignore[no-untyped-def]
-    x, means, squares, rows, width, BLOCKS: tl.constexpr, ROWS: tl.constexpr, CHANNELS: tl.constexpr
-):
-    """x (rows, width) -> of each part of BLOCKS * ROWS rows the mean, and the sum of squared distances, (parts, width).
-
-    By Welford's method, each row of a block for itself: a sum of squares less a squared sum would lose what is small.
-    """
-    channel = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
-    count = tl.zeros((ROWS,), tl.float32)
-    mean = tl.zeros((ROWS, CHANNELS), tl.float32)
-    square = tl.zeros((ROWS, CHANNELS), tl.float32)
-    for number in range(BLOCKS):
-        row = (tl.program_id(0) * BLOCKS + number) * ROWS + tl.arange(0, ROWS)
-        inside = (row < rows)[:, None] & (channel < width)[None, :]
-        value = tl.load(x + row.to(tl.int64)[:, None] * width + channel[None, :], mask=inside, other=0.0)
-        count += tl.where(row < rows, 1.0, 0.0)
-        away = tl.where(inside, value - mean, 0.0)
-        mean += away * (1.0 / tl.maximum(count, 1.0))[:, None]
-        square += away * (value - mean)
-    centre = tl.sum(mean * count[:, None], 0) / tl.sum(count, 0)
-    away = mean - centre[None, :]
-    at = tl.program_id(0) * width + channel
-    tl.store(means + at, centre, mask=channel < width)
-    tl.store(squares + at, tl.sum(square + away * away * count[:, None], 0), mask=channel < width)
-
-
-@triton.jit
-def _together(  # type: ignore[no-untyped-def]
-    means, squares, mean, inverse, running_mean, running_variance, rows, width, each, parts, eps, momentum,
-    HAS_RUNNING: tl.constexpr, PARTS: tl.constexpr, CHANNELS: tl.constexpr,
-):  # fmt: skip
-    """means, squares (parts, width), as above; the others (width,)."""
-    channel = tl.program_id(0) * CHANNELS + tl.arange(0, CHANNELS)
-    part = tl.arange(0, PARTS)
-    inside = (part < parts)[:, None] & (channel < width)[None, :]
-    at = part[:, None] * width + channel[None, :]
-    count = tl.maximum(tl.minimum(rows - part * each, each), 0).to(tl.float32)[:, None]
-    own = tl.load(means + at, mask=inside, other=0.0)
-    centre = tl.sum(own * count, 0) / rows
-    away = own - centre[None, :]
-    square = tl.sum(tl.load(squares + at, mask=inside, other=0.0) + away * away * count, 0)
-    kept = channel < width
-    tl.store(mean + channel, centre, mask=kept)
-    tl.store(inverse + channel, 1.0 / tl.sqrt(square / rows + eps), mask=kept)
-    if HAS_RUNNING:
-        old_mean = tl.load(running_mean + channel, mask=kept, other=0.0)
-        tl.store(running_mean + channel, old_mean + momentum * (centre - old_mean), mask=kept)
-        old = tl.load(running_variance + channel, mask=kept, other=0.0)
-        tl.store(running_variance + channel, old + momentum * (square / (rows - 1) - old), mask=kept)
+CELLS = 8  # pooled cells of one block
 
 
 @triton.jit
@@ -181,16 +130,7 @@ def pool(
              1 / deviation (E * C,).
     """
     batch, channels, height, width = x.shape
-    rows = batch * height * width
-    blocks, parts = _parts(rows)
-    means, squares = x.new_empty(2, parts, channels)
-    mean, inverse = x.new_empty(2, channels)
-    grid = (parts, triton.cdiv(channels, CHANNELS))
-    _statistics[grid](x, means, squares, rows, channels, BLOCKS=blocks, ROWS=ROWS, CHANNELS=CHANNELS)
-    kept = running or (mean, mean)  # never touched then
-    numbers = rows, channels, blocks * ROWS, parts, eps, momentum
-    grid, tile = (triton.cdiv(channels, FEW),), {"PARTS": triton.next_power_of_2(parts), "CHANNELS": FEW}
-    _together[grid](means, squares, mean, inverse, *kept, *numbers, HAS_RUNNING=bool(running), **tile)
+    mean, inverse = statistics(x, running, eps, momentum)
     down, across = height // size, width // size
     shape, cells = (batch, channels, down, across), batch * down * across
     out = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
@@ -209,7 +149,7 @@ def pool_back(
     batch, channels, height, width = x.shape
     down, across = grad.shape[2:]
     features, cells = norm.shape[2], batch * down * across
-    blocks, parts = _parts(cells)
+    blocks, parts = parts_of(cells)
     sums = x.new_empty(parts, *norm.shape)
     grid = (parts, triton.cdiv(channels, CHANNELS))
     tile = {"SIZE": size, "BLOCKS": blocks, "ROWS": ROWS, "CHANNELS": CHANNELS}
@@ -221,9 +161,3 @@ def pool_back(
     grid = (triton.cdiv(cells, CELLS), triton.cdiv(channels, CHANNELS))
     _back[grid](*tensors, *sizes, SIZE=size, CELLS=CELLS, CHANNELS=CHANNELS)
     return grad_x, grad_norm
-
-
-def _parts(rows: int) -> tuple[int, int]:
-    """How many blocks of rows a part has, and how many parts there are."""
-    blocks = triton.cdiv(triton.cdiv(rows, ROWS), PARTS)
-    return blocks, triton.cdiv(rows, blocks * ROWS)
