@@ -4,7 +4,8 @@ One file for each experiment; they never import each other. What they share, fro
 
     models, convolutions    what a network is; convolutions also builds one
     plain                   one model, of plain modules, trained the slow way: what the tests hold all else against
-    stacked, convolved      the parts of many models at once; fused, kernels: their normalisation and Adam; layout
+    stacked, convolved      the parts of many models at once; layout
+    fused, fused_pool       their normalisation and Adam; that of pictures, with pooling; *kernels: the same on a GPU
     stack                   many models that train at once, whatever their methods
     batches, captured       images on the device; several steps in one call, on a GPU a captured graph
     job, training, running  what to train; one stack under way; all of them, side by side, until time is up

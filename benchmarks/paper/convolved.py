@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from dnipipe.interface import Conv
 
 from .convolutions import KERNEL, POOL
-from .fused import EPS, MOMENTUM
+from .fused_pool import batch_norm, norm_relu_max_pool, norm_relu_mean_pool
 from .stacked import affine, padded, stack, widened
 
 
@@ -30,7 +30,7 @@ class ConvLayer:
         norms = [module[1] for module in modules]
         self.parameters = [stack([module[0] for module in modules], "weight"), _scale_and_shift(norms)]
         self.statistics = [stack(norms, name) for name in ("running_mean", "running_var")]
-        self.pool = F.max_pool2d if isinstance(modules[0][3], nn.MaxPool2d) else F.avg_pool2d
+        self.is_of_maximum = isinstance(modules[0][3], nn.MaxPool2d)
         for parameter in self.parameters:
             parameter.requires_grad_()
 
@@ -45,8 +45,13 @@ class ConvLayer:
 
     def _go(self, x: Tensor, *, training: bool) -> Tensor:
         weight, norm = self.parameters
-        out = _batch_norm(convolve(weight, x), norm, self.statistics, training=training)
-        return self.pool(F.relu(out.flatten(1, 2)), POOL).unflatten(1, weight.shape[:2])
+        x = convolve(weight, x)
+        if training:
+            pooled = norm_relu_max_pool if self.is_of_maximum else norm_relu_mean_pool
+            return pooled(x, norm, self.statistics, POOL)
+        out = F.relu(batch_norm(x, norm, self.statistics, training=False)).flatten(1, 2)
+        pool = F.max_pool2d if self.is_of_maximum else F.avg_pool2d
+        return pool(out, POOL).unflatten(1, weight.shape[:2])
 
 
 class Head:
@@ -101,7 +106,7 @@ class ConvPredictor:
             label = widened(one_hot, weight.shape[2] - h.shape[2]).permute(2, 0, 1)[..., None, None]
             h = torch.cat([h, label.expand(-1, -1, -1, *h.shape[3:])], 2)
         for norm, next_weight in zip(rest[::2], rest[1::2], strict=True):
-            h, weight = F.relu(_batch_norm(convolve(weight, h), norm, [], training=True)), next_weight
+            h, weight = norm_relu_mean_pool(convolve(weight, h), norm), next_weight
         return convolve(weight, h) + bias[..., None, None]
 
 
@@ -109,17 +114,11 @@ def convolve(weight: Tensor, x: Tensor) -> Tensor:
     """weight (E, out, in, 5, 5), x (B, E or S, in, H, W), each of S for E / S neighbours -> (B, E, out, H, W)."""
     filters = weight.flatten(0, 1)
     if filters.is_cuda:
-        filters = filters.contiguous(memory_format=torch.channels_last)  # the order that tensor cores take
+        # The order that tensor cores take, and the kernels of fused_pool. By clone(), since contiguous() leaves filters
+        # of one channel with strides that torch takes for the other order, in which the output would then be.
+        filters = filters.clone(memory_format=torch.channels_last)
     filtered = F.conv2d(x.flatten(1, 2), filters, padding=KERNEL // 2, groups=x.shape[1])
     return filtered.unflatten(1, weight.shape[:2])
-
-
-def _batch_norm(x: Tensor, norm: Tensor, statistics: Sequence[Tensor], *, training: bool) -> Tensor:
-    """x (B, E, C, H, W); norm (E, 2, C); statistics: running mean and variance (E, C), or none."""
-    mean, variance = (each.view(-1) for each in statistics) if statistics else (None, None)
-    scale, shift = (each.flatten() for each in norm.unbind(1))
-    flat = F.batch_norm(x.flatten(1, 2), mean, variance, scale, shift, training, MOMENTUM, EPS)
-    return flat.unflatten(1, x.shape[1:3])
 
 
 def _scale_and_shift(norms: Sequence[nn.Module]) -> Tensor:

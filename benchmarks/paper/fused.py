@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -83,12 +83,21 @@ def _has_kernels(x: Tensor) -> bool:
 @functools.cache
 def _kernels() -> Any:
     """The module of kernels, or None, with a warning, where Triton cannot build them."""
-    try:
-        from . import kernels
+    return built(_tried_kernels)
 
-        x, norm = torch.randn(1, 4, 8, device="cuda"), torch.ones(1, 2, 4, device="cuda")
-        kernels.norm_relu_back(x, x, norm, *kernels.norm_relu(x, norm, (), EPS, MOMENTUM)[1:])
+
+def built(attempt: Callable[[], Any]) -> Any:
+    """What the attempt gives, or None, with a warning, where it fails."""
+    try:
+        return attempt()
     except Exception as error:  # no Triton, no compiler, a card that it does not know: whatever it is, torch can do it
         warnings.warn(f"no kernels of our own, so training will be slower: {error!r}", stacklevel=2)
         return None
+
+
+def _tried_kernels() -> Any:
+    from . import kernels
+
+    x, norm = torch.randn(1, 4, 8, device="cuda"), torch.ones(1, 2, 4, device="cuda")
+    kernels.norm_relu_back(x, x, norm, *kernels.norm_relu(x, norm, (), EPS, MOMENTUM)[1:])
     return kernels

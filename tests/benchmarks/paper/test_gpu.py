@@ -9,10 +9,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks.paper import every_layer, fused, recipe
+from benchmarks.paper import every_layer, fused, fused_pool, recipe
 from benchmarks.paper.batches import Batches, Images
 from benchmarks.paper.captured import Steps
 from benchmarks.paper.convolutions import ConvShape
+from benchmarks.paper.convolved import convolve
 from benchmarks.paper.models import Model, Shape
 from benchmarks.paper.rows import read_rows
 from benchmarks.paper.stack import Stack
@@ -47,6 +48,34 @@ def test_normalisation_is_that_of_torch(shape: tuple[int, int, int]) -> None:
         assert torch.equal(out, fused.norm_relu(x.to(dtype), norm.to(dtype)))
     for own, reference in zip(*results, strict=True):
         torch.testing.assert_close(own, reference.to(own.dtype), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind, side, size", [("max", 28, 3), ("mean", 28, 3), ("mean", 9, 1)])
+def test_normalisation_with_pooling_is_that_of_torch(kind: str, side: int, size: int) -> None:
+    assert fused_pool._kernels() is not None, "Triton builds the kernels here"
+    pooled = {"max": fused_pool.norm_relu_max_pool, "mean": fused_pool.norm_relu_mean_pool}[kind]
+    shape, number = (64, 6 * 64, side, side), torch.arange(side, device="cuda") % 3
+    place = 3 * number[:, None] + number
+    x = (9 * (64 * torch.randn(shape, device="cuda")).round() + place) / 576  # no two of a cell are nearly alike
+    x = x.contiguous(memory_format=torch.channels_last).unflatten(1, (6, 64)).requires_grad_()
+    norm = torch.randn(6, 2, 64, device="cuda", requires_grad=True)
+    grad = torch.randn(64, 6, 64, side // size, side // size, device="cuda")
+    results = []
+    for dtype in (torch.float32, torch.float64):  # double has no kernel
+        running = [each.to(dtype) for each in (torch.zeros(6, 64, device="cuda"), torch.ones(6, 64, device="cuda"))]
+        out = pooled(x.to(dtype), norm.to(dtype), running, size)
+        results.append((out, *running, *torch.autograd.grad(out, (x, norm), grad.to(dtype))))
+    for own, reference in zip(*results, strict=True):
+        # what is nearly 0 before ReLU may come through by one and not by the other, which its channel then feels
+        far = (own - reference).abs() > 1e-5 + 1e-3 * reference.abs()
+        assert far.float().mean() < 0.02
+
+
+@pytest.mark.parametrize("seeds, channels", [(1, 1), (1, 3), (2, 1), (2, 3)])
+def test_the_first_layer_gives_the_order_of_memory_that_the_kernels_take(seeds: int, channels: int) -> None:
+    x = torch.randn(8, seeds * channels, 28, 28, device="cuda").contiguous(memory_format=torch.channels_last)
+    out = convolve(torch.randn(4, 16, channels, 5, 5, device="cuda"), x.unflatten(1, (seeds, channels)))
+    assert out.flatten(1, 2).is_contiguous(memory_format=torch.channels_last)
 
 
 def test_adam_is_that_of_torchs_operations() -> None:
