@@ -58,9 +58,9 @@ def load_stage(
         return (state if replica == 0 else {**state, **checkpoints.load(step, replica * before + stage)}), None
     told = f"a checkpoint of {replicas_before} replicas goes on in {num_replicas}"
     if "schedule" in state:
-        flow = {**state["schedule"]["flow"], "pending": [], "carried": [], "inputs": []}
+        flow = {**state["schedule"]["flow"], "pending": [], "carried": []}
         state = {**state, "schedule": {**state["schedule"], "flow": flow}}
-        told += "; what was on its way between stages is dropped"
+        told += "; true gradients that were on their way are dropped"
     return state, told
 
 
