@@ -18,7 +18,7 @@ from torch import nn
 from .folder import CheckpointFolder
 
 State = dict[str, Any]
-OF_A_STAGE = ("inputs", "input_learner", "early_starts")
+OF_A_STAGE = ("inputs", "input_learner", "early_starts", "num_early_starts")
 """What a schedule whose inputs are unlocked keeps of its own stage's input."""
 NOTHING_SHARED: Mapping[str, str] = MappingProxyType({})
 

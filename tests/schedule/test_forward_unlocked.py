@@ -7,11 +7,13 @@ import itertools
 import random
 import time
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
 
+from dnipipe.schedule import unlocked_flow
 from dnipipe.schedule.forward_unlocked import Start
 from tests.ranks import run_ranks
 from tests.schedule.unlocked import UnlockedCase, UnlockedOracle, UnlockedPipeline, unlocked_differences
@@ -160,6 +162,29 @@ def _disturbed(rank: int, world: int) -> list[str]:
 
 def test_evaluation_and_changed_shapes_between_steps_change_no_number() -> None:
     assert run_ranks(3, _disturbed) == [[], [], []]
+
+
+def _forgetful(rank: int, world: int) -> list[Any]:
+    """What is told of 12 early starts where 5 are kept: before a save, after it, and by the run that goes on."""
+    unlocked_flow.KEPT_STARTS = 5
+    case = UnlockedCase(m=2, late=tuple(itertools.product([1], range(8), range(2))))
+    saving, resumed, told = UnlockedPipeline(rank, world, case), UnlockedPipeline(rank, world, case), []
+    for step in range(6):
+        saving.step(step)
+    told.append((saving.schedule.early_starts, saving.schedule.metrics["early_starts"]))
+    resumed.schedule.load_state_dict(copy.deepcopy(saving.schedule.state_dict()))
+    for pipeline in (saving, resumed):
+        pipeline.step(6)
+        metrics = pipeline.schedule.metrics
+        told.append((pipeline.schedule.early_starts, metrics["early_starts"], metrics["early_in_step"]))
+    return told
+
+
+def test_the_newest_early_starts_are_kept_and_all_are_counted() -> None:
+    first, second = run_ranks(2, _forgetful)
+    assert first == [((), 0), ((), 0, ""), ((), 0, "")]
+    assert second[0] == (((1, 3, 1), (1, 4, 0), (1, 4, 1), (1, 5, 0), (1, 5, 1)), 12)
+    assert second[1] == second[2] == (((1, 4, 1), (1, 5, 0), (1, 5, 1), (1, 6, 0), (1, 6, 1)), 14, "0 1")
 
 
 def _lately(rank: int, world: int) -> list[str]:
