@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import gc
 import itertools
 import random
+import threading
 import time
 from dataclasses import replace
 from typing import Any
@@ -225,3 +227,26 @@ def _patient(rank: int, world: int) -> int:
 
 def test_a_patient_stage_starts_from_real_inputs() -> None:
     assert run_ranks(3, _patient) == [0, 0, 0]
+
+
+def _threads_left(rank: int, world: int) -> list[list[str]]:
+    """Of boundaries, while there is a schedule, and when it has been flushed and is gone."""
+
+    def names() -> list[str]:
+        return [each.name for each in threading.enumerate() if each.name.startswith("dnipipe boundary")]
+
+    pipeline = UnlockedPipeline(rank, world, UnlockedCase(m=2))
+    for step in range(3):
+        pipeline.step(step)
+    pipeline.schedule.flush()
+    before = names()
+    del pipeline
+    gc.collect()
+    deadline = time.monotonic() + 10.0
+    while names() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    return [before, names()]
+
+
+def test_no_thread_is_left_of_a_schedule_that_is_flushed_and_gone() -> None:
+    assert run_ranks(3, _threads_left) == [[[], []], [["dnipipe boundary 1-0"], []], [["dnipipe boundary 2-1"], []]]
