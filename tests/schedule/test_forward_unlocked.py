@@ -18,6 +18,7 @@ import torch.distributed as dist
 from dnipipe.schedule import unlocked_flow
 from dnipipe.schedule.forward_unlocked import Start
 from tests.ranks import run_ranks
+from tests.schedule.harness import disturb
 from tests.schedule.unlocked import UnlockedCase, UnlockedOracle, UnlockedPipeline, unlocked_differences
 
 STEPS = 6
@@ -141,9 +142,6 @@ def test_a_run_that_saves_one_that_goes_on_and_the_oracle_end_bit_equal() -> Non
     assert run_ranks(3, _saving) == [[], [], []]
 
 
-LENGTHS = [5, 5, 3, 3, 8, 5]
-
-
 def _disturbed(rank: int, world: int) -> list[str]:
     """Evaluation between the steps, and other lengths while late activations of the old ones are still unseen."""
     wrong = []
@@ -152,12 +150,7 @@ def _disturbed(rank: int, world: int) -> list[str]:
             "sequence", "local_head", m, optimizer="adamw", late=_pattern(world, m, 6, 0.5, seed=m), window=3
         )
         pipeline, oracle = UnlockedPipeline(rank, world, case), UnlockedOracle(world, case)
-        for step, length in enumerate(LENGTHS):
-            pipeline.step(step, length)
-            oracle.step(step, length)
-            for _ in range(step % 3):
-                args, kwargs = pipeline.arguments(step, length)
-                pipeline.schedule.eval(*args, **kwargs)
+        disturb(pipeline, oracle, evaluations=(0, 1, 2, 0, 1, 2))
         wrong += [f"{case}: {each}" for each in unlocked_differences(pipeline, oracle)]
     return wrong
 
