@@ -15,6 +15,7 @@ from ..boundary import (
     PairedBoundary,
     boundary_groups,
     choose_transport,
+    in_meeting_order,
     where_am_i,
 )
 from ..interface import (
@@ -102,11 +103,7 @@ def open_flow(
     cpu_above, cpu_below = (
         boundary_groups(ranks, here, stage.group, timeout_s, torch.device("cpu")) if announces else (None, None)
     )
-    # Even stages meet the next one first, odd ones the one before: neighbours come together, none waits in a circle.
-    opened: dict[int, Boundary] = {}
-    for there, group in sorted(((here - 1, above), (here + 1, below)), key=lambda each: each[0], reverse=here % 2 == 0):
-        if group is not None:
-            opened[there] = boundary(group, there)
+    opened = {there: boundary(group, there) for there, group in in_meeting_order(here, above, below)}
     parts: dict[str, Any] = {
         "stage": here,
         "num_stages": stage.num_stages,
