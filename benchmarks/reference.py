@@ -16,7 +16,7 @@ from torch import Tensor
 from benchmarks.contestants import Parts, activation_like
 from benchmarks.machine import of_all, synchronize
 from benchmarks.workload import Workload, token_loss
-from dnipipe.boundary import Boundary, DirectBoundary, PairedBoundary, boundary_groups
+from dnipipe.boundary import Boundary, DirectBoundary, PairedBoundary, boundary_groups, in_meeting_order
 from dnipipe.observe.trace import Trace
 
 TIMEOUT_S = 60.0
@@ -129,10 +129,8 @@ def neighbours(device: torch.device, transport: str, depth: int) -> list[Boundar
     rank, direct = dist.get_rank(), transport == "direct"
     carrier = torch.device("cpu") if direct else device
     groups = boundary_groups(range(dist.get_world_size()), rank, None, TIMEOUT_S, carrier)
-    sides = [(group, peer) for group, peer in zip(groups, (rank - 1, rank + 1), strict=True) if group is not None]
-    # even ranks meet the next one first, odd ones the one before
-    sides.sort(key=lambda side: side[1], reverse=rank % 2 == 0)
-    return [boundary_to(peer, group, device, transport, depth) for group, peer in sides]
+    sides = in_meeting_order(rank, *groups)
+    return [boundary_to(peer, group, device, transport, depth) for peer, group in sides]
 
 
 def boundary_to(peer: int, group: dist.ProcessGroup, device: torch.device, transport: str, depth: int) -> Boundary:

@@ -11,6 +11,7 @@ from dnipipe.config import (
     SECTIONS,
     Config,
     DataConfig,
+    ForwardUnlockedConfig,
     OptimConfig,
     PipelineConfig,
     RunConfig,
@@ -227,7 +228,10 @@ def test_an_override_of_another_form_is_refused(tmp_path):
 
 def test_every_field_says_below_itself_what_it_is():
     settings = explain()
-    assert [each.name for each in settings] == [f"{kind.section}.{f.name}" for kind in SECTIONS for f in fields(kind)]
+    within = [f"{ForwardUnlockedConfig.section}.{each.name}" for each in fields(ForwardUnlockedConfig)]
+    own = [f"{kind.section}.{each.name}" for kind in SECTIONS for each in fields(kind)]
+    after = own.index(ForwardUnlockedConfig.section) + 1
+    assert [each.name for each in settings] == own[:after] + within + own[after:]
     assert all(len(each.meaning) > 5 and each.type for each in settings)
 
 
@@ -278,6 +282,46 @@ def test_in_flight_is_a_number_several_auto_or_null(tmp_path, in_flight, kept):
 def test_another_in_flight_is_refused(tmp_path, in_flight):
     with pytest.raises(ValueError, match="pipeline.in_flight = .*: it must be int, list of int, auto or null"):
         _load(tmp_path, "", f"pipeline.in_flight={in_flight}")
+
+
+UNLOCKED = "pipeline.forward_unlocked"
+
+
+def test_a_section_within_a_section_is_read_set_entry_by_entry_and_written(tmp_path):
+    assert _load(tmp_path, "").pipeline.forward_unlocked is None
+    assert _load(tmp_path, "pipeline: {forward_unlocked: {}}").pipeline.forward_unlocked == ForwardUnlockedConfig()
+    text = "pipeline: {forward_unlocked: {window: 45, late: [[1, 0, 2]]}}"
+    entries = [f"{UNLOCKED}.patience_s=1e-1", f"{UNLOCKED}.model=a:b", f"{UNLOCKED}.options.width=3"]
+    config = _load(tmp_path, text, *entries)
+    expected = ForwardUnlockedConfig(
+        window=45, patience_s=0.1, late=[[1, 0, 2]], num_tokens=None, model="a:b", options={"width": 3}
+    )
+    assert config.pipeline.forward_unlocked == expected
+    assert _load(tmp_path, config.to_yaml()) == config
+    assert _load(tmp_path, text, f"{UNLOCKED}=null").pipeline.forward_unlocked is None
+
+
+@pytest.mark.parametrize(
+    ("given", "refusal"),
+    [
+        ("=3", " = 3: it must hold `name: value` lines"),
+        (".windw=3", "no setting pipeline.forward_unlocked.windw; did you mean pipeline.forward_unlocked.window?"),
+        (".window=0", ".window = 0: it must be at least 1"),
+        (".window=1.5", ".window = 1.5: it must be a int"),
+        (".patience_s=-1", ".patience_s = -1.0: it must be at least 0"),
+        (".patience_s=.inf", ".patience_s = inf: it must be a finite number"),
+        (".late=[[1, 2]]", ".late = [[1, 2]]: it must be null, or lists of three numbers from 0"),
+        (".late=[[1, -2, 0]]", ".late = [[1, -2, 0]]: it must be null, or lists of three"),
+        (".late=[1]", ".late[0] = 1: it must be a list"),
+        (".num_tokens=0", ".num_tokens = 0: it must be at least 1, or null"),
+        (".options.width=3", ".options = {'width': 3}: it must be empty where there is no model"),
+        (".learning_rate=0", ".learning_rate = 0.0: it must be above 0"),
+    ],
+)  # fmt: skip
+def test_within_it_too_a_bad_value_is_refused_by_its_full_name(tmp_path, given, refusal):
+    with pytest.raises(ValueError) as refused:
+        _load(tmp_path, "", f"{UNLOCKED}{given}")
+    assert refusal in str(refused.value) and UNLOCKED in str(refused.value)
 
 
 def test_the_interfaces_that_may_be_set_are_those_that_can_be_built():

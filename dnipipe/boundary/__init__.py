@@ -7,6 +7,7 @@ from .base import BoundaryError as BoundaryError
 from .base import Exchange as Exchange
 from .direct import DirectBoundary as DirectBoundary
 from .groups import boundary_groups as boundary_groups
+from .groups import in_meeting_order as in_meeting_order
 from .local import local_pair as local_pair
 from .paired import PairedBoundary as PairedBoundary
 from .transport import TRANSPORTS as TRANSPORTS

@@ -9,6 +9,7 @@ from __future__ import annotations
 import atexit
 import queue
 import threading
+import weakref
 from collections.abc import Sequence
 from datetime import timedelta
 
@@ -35,19 +36,24 @@ class Transfer:
 
 
 class Bystander:
-    """Waits for one transfer after the other, in the order in which they were posted."""
+    """Waits for one transfer after the other, in the order in which they were posted.
 
-    def __init__(self, name: str) -> None:
+    Args: name: of the thread. owner: when it is gone the thread ends, once what is posted is over.
+    """
+
+    def __init__(self, name: str, owner: object) -> None:
         self._transfers: queue.SimpleQueue[Transfer | None] = queue.SimpleQueue()
         # daemon: what is still posted when a run ends may never be met, and must not keep the process
         self._thread = threading.Thread(target=self._stand_by, name=name, daemon=True)
         self._thread.start()
         # a thread that is in gloo when the interpreter goes aborts the process; the neighbour's exit frees it
         atexit.register(self.close)
+        # nobody closes a boundary, and a process may make many; here nobody waits for the thread, whose last receive
+        # may never be met
+        weakref.finalize(owner, self._transfers.put, None).atexit = False
 
     def close(self) -> None:
         """Ends the thread when what is posted is over, at the latest after EXIT_S."""
-        atexit.unregister(self.close)
         self._transfers.put(None)
         self._thread.join(EXIT_S)
 
@@ -66,3 +72,4 @@ class Bystander:
             transfer.works = []
             transfer.over.set()
             del transfer  # not kept while waiting for the next
+        atexit.unregister(self.close)

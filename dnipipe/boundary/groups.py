@@ -38,6 +38,19 @@ def boundary_groups(
     return (above if stage > 0 else None), (below if stage < len(ranks) - 1 else None)
 
 
+def in_meeting_order(
+    stage: int, above: dist.ProcessGroup | None, below: dist.ProcessGroup | None
+) -> list[tuple[int, dist.ProcessGroup]]:
+    """(Neighbour of a stage, the group with it), in the order in which to make boundaries whose sides meet for that.
+
+    Even stages meet the next one first, odd ones the one before: neighbours come together, none waits in a circle.
+
+    Args: above, below: from boundary_groups().
+    """
+    sides = [(stage - 1, above), (stage + 1, below)]
+    return [(there, group) for there, group in (sides if stage % 2 else sides[::-1]) if group is not None]
+
+
 def _level(group: dist.ProcessGroup | None, timeout_s: float) -> None:
     """Puts every rank into the same number of groups, by groups of itself alone."""
     own = len(distributed_c10d._world.pg_names)

@@ -36,7 +36,7 @@ class PairedBoundary(Boundary):
         self._bystander: Bystander | None = None
 
     def watch(self) -> None:
-        self._bystander = self._bystander or Bystander(f"dnipipe boundary {self.stage}-{self.peer_stage}")
+        self._bystander = self._bystander or Bystander(f"dnipipe boundary {self.stage}-{self.peer_stage}", self)
 
     def exchange(self, send: Sequence[Tensor], receive: Sequence[Tensor], *, microbatch: int) -> Exchange:
         operations = [dist.P2POp(dist.isend, tensor, self.peer, self.group) for tensor in send]

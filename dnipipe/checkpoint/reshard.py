@@ -18,6 +18,8 @@ from torch import nn
 from .folder import CheckpointFolder
 
 State = dict[str, Any]
+OF_A_STAGE = ("inputs", "input_learner", "early_starts", "num_early_starts")
+"""What a schedule whose inputs are unlocked keeps of its own stage's input."""
 NOTHING_SHARED: Mapping[str, str] = MappingProxyType({})
 
 
@@ -89,7 +91,8 @@ def reshard(states: Iterable[State], module: nn.Module, shared: Mapping[str, str
     if tied is not None and len(ties) > 1:
         whole["tied"] = tied
     if flow is not None:  # the last stage's: it knows the newest loss
-        whole["schedule"] = {"flow": {**flow, "pending": [], "carried": [], "learner": None}, "watch": {}}
+        kept = {name: value for name, value in flow.items() if name not in OF_A_STAGE}
+        whole["schedule"] = {"flow": {**kept, "pending": [], "carried": [], "learner": None}, "watch": {}}
     return whole
 
 

@@ -14,3 +14,4 @@ from .sections import OptimConfig as OptimConfig
 from .sections import PipelineConfig as PipelineConfig
 from .sections import RunConfig as RunConfig
 from .sections import ScheduleName as ScheduleName
+from .unlocked import ForwardUnlockedConfig as ForwardUnlockedConfig

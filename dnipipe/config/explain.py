@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from .section import Section
+from .section import Section, sections_within
 from .sections import SECTIONS
 
 
@@ -36,10 +36,12 @@ def explain(prefix: str = "") -> list[Setting]:
 
 
 def _settings(kind: type[Section]) -> Iterator[Setting]:
-    meanings = _docs_below_fields(kind)
+    meanings, within = _docs_below_fields(kind), sections_within(kind)
     for each in fields(kind):
         default = each.default if each.default_factory is MISSING else each.default_factory()
         yield Setting(f"{kind.section}.{each.name}", str(each.type), _in_yaml(default), meanings[each.name])
+        if each.name in within:
+            yield from _settings(within[each.name])
 
 
 def _docs_below_fields(kind: type[Section]) -> dict[str, str]:

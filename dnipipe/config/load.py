@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from .section import nearest
+from .section import nearest, sections_within
 from .sections import SECTIONS, Config, DataConfig, ModelConfig, OptimConfig, PipelineConfig, RunConfig
 
 
@@ -61,10 +61,19 @@ def _put(given: dict[str, dict[str, Any]], full_name: str, value: Any) -> None:
     section, _, rest = full_name.partition(".")
     name, _, entry = rest.partition(".")
     each = known.get(f"{section}.{name}")
-    if each is None or (entry and each.default_factory is not dict):
+    if each is None or (entry and f"{section}.{name}" not in _mappings()):
         beside = [other for other in known if other.startswith(f"{section}.")] or given
         raise ValueError(f"there is no setting {full_name}; {nearest(full_name, known, beside)}")
     given[section][name] = _with(given[section].get(name), entry.split("."), value) if entry else value
+
+
+def _mappings() -> set[str]:
+    """The settings that consist of entries, which can be set one by one."""
+    names = set()
+    for kind in SECTIONS:
+        plain = {each.name for each in fields(kind) if each.default_factory is dict}
+        names |= {f"{kind.section}.{name}" for name in plain | sections_within(kind).keys()}
+    return names
 
 
 def _with(mapping: Any, path: list[str], value: Any) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from difflib import get_close_matches
 from types import NoneType, UnionType
@@ -31,6 +31,12 @@ class Section:
             raise ValueError(f"{self.section}.{field_name} = {getattr(self, field_name)!r}: it must be {rule}")
 
 
+def sections_within(kind: type[Section]) -> dict[str, type[Section]]:
+    """The fields of a section that hold a section of their own, or null."""
+    choices = {name: get_args(hint) or (hint,) for name, hint in get_type_hints(kind).items()}
+    return {name: each for name, hints in choices.items() for each in hints if _is_section(each)}
+
+
 def nearest(wrong: str, known: Iterable[str], otherwise: Iterable[str]) -> str:
     by_lower = {name.lower(): name for name in known}
     close = get_close_matches(wrong.lower(), by_lower, n=1)
@@ -50,6 +56,8 @@ def _typed(full_name: str, value: Any, hint: Any) -> Any:
         return [_typed(f"{full_name}[{index}]", item, arguments[0]) for index, item in enumerate(value)]
     if hint is float:
         return _number(full_name, value)
+    if _is_section(hint) and not isinstance(value, hint):
+        return _section(full_name, value, hint)
     if isinstance(value, bool) is not (hint is bool) or not isinstance(value, origin or hint):
         raise ValueError(f"{full_name} = {value!r}: it must be a {(origin or hint).__name__}")
     return value
@@ -67,6 +75,20 @@ def _one_of(full_name: str, value: Any, hints: list[Any]) -> Any:
         except ValueError:
             continue
     raise ValueError(f"{full_name} = {value!r}: it must be {', '.join(map(_in_words, hints))} or null")
+
+
+def _is_section(hint: Any) -> bool:
+    return isinstance(hint, type) and issubclass(hint, Section)
+
+
+def _section(full_name: str, value: Any, kind: type[Section]) -> Section:
+    known = [f"{full_name}.{each.name}" for each in fields(kind)]
+    if not isinstance(value, Mapping):
+        raise ValueError(f"{full_name} = {value!r}: it must hold `name: value` lines; {nearest('', known, known)}")
+    for name in value:
+        if f"{full_name}.{name}" not in known:
+            raise ValueError(f"there is no setting {full_name}.{name}; {nearest(f'{full_name}.{name}', known, known)}")
+    return kind(**value)
 
 
 def _in_words(hint: Any) -> str:

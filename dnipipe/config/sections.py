@@ -10,6 +10,7 @@ import yaml
 from ..plan.late_weights import prediction_factor
 from ..plan.phases import AUTO, parse_phases
 from .section import Section
+from .unlocked import ForwardUnlockedConfig
 
 ScheduleName: TypeAlias = Literal["DNI", "1F1B", "GPipe"]
 
@@ -77,7 +78,7 @@ class DataConfig(Section):
 
 @dataclass(frozen=True, kw_only=True)
 class PipelineConfig(Section):
-    """How the stages work together. policy, interface, lag and unlock_after_steps matter to the schedule DNI alone."""
+    """How the stages work together. From policy on they matter to the schedule DNI alone."""
 
     section: ClassVar[str] = "pipeline"
 
@@ -116,6 +117,9 @@ class PipelineConfig(Section):
     backward, which meet old activations."""
     unlock_after_steps: int | None = None
     """Optimizer steps under `wait` before a policy of one name; at least 0, null for none, or for what auto chooses."""
+    forward_unlocked: ForwardUnlockedConfig | None = None
+    """Whether a stage may start from a synthetic input while the real one is late, under synthetic: {} by the defaults
+    of what it holds, null not at all."""
     transport: Literal["auto", "group", "direct"] = "auto"
     """What carries DNI's exchanges: NCCL or gloo, or direct copies between GPUs of one host; auto takes these where all
     stages share one GPU."""

@@ -159,6 +159,10 @@ def _summary(
     if policy.late:
         held = "as measured" if policy.in_flight == AUTO else ", ".join(map(str, policy.held(num_stages)))
         when += f", in flight by stage {held}"
+    unlocked = facts[0].forward_unlocked
+    if unlocked is not None:
+        when += f", window {unlocked.window}"
+        when += f", patience {unlocked.patience_s:g} s" if unlocked.late is None else f", late {len(unlocked.late)}"
     chosen = f". Chosen by auto: {why}" if why else ""
     plural = "es" if num_microbatches > 1 else ""
     conditioned = f"labels {labels}" + (f", {num_classes} classes" if num_classes else "")

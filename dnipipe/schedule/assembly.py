@@ -9,14 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from ..boundary import (
-    Boundary,
-    DirectBoundary,
-    PairedBoundary,
-    boundary_groups,
-    choose_transport,
-    where_am_i,
-)
+from ..boundary import choose_transport, where_am_i
 from ..interface import (
     Custom,
     Interface,
@@ -29,7 +22,7 @@ from ..interface import (
 from ..observe.trace import Trace
 from . import torch_names
 from .agreement import Agreement, agree
-from .announce import Announcer
+from .connect import Connections
 from .early_inputs import EarlyUpward
 from .facts import GIVEN, Facts
 from .flow import Flow
@@ -76,44 +69,24 @@ def open_flow(
           masters: as of LateFlow. unlocked: of UnlockedFlow, which holds no graphs.
     """
     here, device = stage.stage_index, torch.device(stage.device)
-    of_group = dist.get_process_group_ranks(stage.group or dist.group.WORLD)
-    ranks = [of_group[stage.stage_index_to_group_rank[each]] for each in range(stage.num_stages)]
     direct = choose_transport(transport, _from_all_ranks(where_am_i(device), stage)) == "direct"
     assert not (announces and direct), "direct copies have slots of one size"
-    carrier = torch.device("cpu") if direct else device
-    above, below = boundary_groups(ranks, here, stage.group, timeout_s, carrier)
     # far more than can ever be under way: `lag` of training, twice, as each side learns late what the other fetched
     depth = 2 * (max(policy.lag, 2 * stage.num_stages) + (unlocked.window if unlocked is not None else 0)) + 8
-    upward = Upward if unlocked is None else EarlyUpward
+    connections = Connections(stage, timeout_s)
+    opened = connections.boundaries(direct=direct, depth=depth)
+    announcers = connections.announcers() if announces else {}
 
-    def names(there: int) -> dict[str, Any]:
-        return {
-            "rank": ranks[here], "stage": here, "peer": ranks[there], "peer_stage": there, "timeout_s": timeout_s,
-        }  # fmt: skip
+    def side(kind: type[Any], there: int) -> Any:
+        return kind(opened[there], device, announcers.get(there)) if there in opened else None
 
-    def boundary(group: dist.ProcessGroup, there: int) -> Boundary:
-        if direct:
-            return DirectBoundary(group, device, depth, **names(there))
-        return PairedBoundary(group, **names(there))
-
-    def announcer(group: dist.ProcessGroup | None, there: int) -> Announcer | None:
-        return Announcer(PairedBoundary(group, **names(there))) if group is not None else None
-
-    cpu_above, cpu_below = (
-        boundary_groups(ranks, here, stage.group, timeout_s, torch.device("cpu")) if announces else (None, None)
-    )
-    # Even stages meet the next one first, odd ones the one before: neighbours come together, none waits in a circle.
-    opened: dict[int, Boundary] = {}
-    for there, group in sorted(((here - 1, above), (here + 1, below)), key=lambda each: each[0], reverse=here % 2 == 0):
-        if group is not None:
-            opened[there] = boundary(group, there)
     parts: dict[str, Any] = {
         "stage": here,
         "num_stages": stage.num_stages,
         "num_microbatches": num_microbatches,
         "policy": policy,
-        "up": upward(opened[here - 1], device, announcer(cpu_above, here - 1)) if above is not None else None,
-        "down": Downward(opened[here + 1], device, announcer(cpu_below, here + 1)) if below is not None else None,
+        "up": side(Upward if unlocked is None else EarlyUpward, here - 1),
+        "down": side(Downward, here + 1),
         "device": device,
         "trace": trace,
     }

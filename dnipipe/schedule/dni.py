@@ -283,7 +283,7 @@ class ScheduleDNI(PipelineScheduleSingle):
 
     @property
     def early_starts(self) -> tuple[Start, ...]:
-        """What this stage has begun from synthetic inputs; of all stages, ForwardUnlocked(late=...) repeats the run."""
+        """What this stage began from synthetic inputs, the newest 65536; as late= (all stages') they repeat the run."""
         return tuple(self._flow.early_starts) if isinstance(self._flow, UnlockedFlow) else ()
 
     @property

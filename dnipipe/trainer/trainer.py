@@ -39,6 +39,7 @@ from .model import make_model
 from .policy import policy_of
 from .startup import Startup
 from .training import Sink, Training, from_rank_0
+from .unlocked import check_unlocked_config
 
 
 class Trainer:
@@ -72,6 +73,7 @@ class Trainer:
         self.num_parameters = sum(parameter.numel() for parameter in self._model.parameters())
         balanced_cuts([1.0] * len(self._model), self.num_stages)
         self.corpus = read_corpus(config)
+        check_unlocked_config(config, self.schedules, self.corpus.vocab_size, self.num_stages)
         report.refuse_another_run(config)
         self.startup.done("settings, model and data")
 

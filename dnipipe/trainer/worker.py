@@ -29,6 +29,7 @@ from .facts import Facts
 from .groups import Groups
 from .model import token_loss
 from .policy import policy_of
+from .unlocked import unlocked_of
 
 
 class Worker:
@@ -66,6 +67,7 @@ class Worker:
         for tie in ties:
             self._tie(tie)
         self.optimizer = self._make_optimizer()
+        self.unlocked = unlocked_of(config, corpus.vocab_size, layout.stage) if name == "DNI" else None
         self.schedule = self._make_schedule(name)
         self.loss: tuple[int, Tensor] | None = None
         """The newest (step, mean loss), on the last stage."""
@@ -111,6 +113,7 @@ class Worker:
             unlock_after_steps=policy.unlock_after_steps,
             optimizer=self.config.optim.name,
             transport=pipeline.transport,
+            forward_unlocked=self.unlocked,
             scale_grads=self._accumulate == 1,
             trace=self.trace,
         )
@@ -225,8 +228,13 @@ class Worker:
             memory_mb=memory_bytes / 1e6,
             grad_norm=float(self.optimizer.grad_norm),
             wait_s=self._waited_s() - self._waited_in_validation_s,
-            **{name: float(metrics.get(name, math.nan)) for name in ("cosine", "r2")},
+            **{name: float(metrics.get(name, math.nan)) for name in self._told},
         )
+
+    @property
+    def _told(self) -> tuple[str, ...]:
+        """What facts() takes from the schedule under the name that it has there."""
+        return ("cosine", "r2") if self.unlocked is None else ("cosine", "r2", "early_starts", "input_r2")
 
     def _waited_s(self) -> float:
         """Seconds that this rank waited for its neighbours, as far as its schedule counts them."""
@@ -284,4 +292,4 @@ class Worker:
         return input_BT.to(self.device, non_blocking=True), target_BT.to(self.device, non_blocking=True)
 
     def _fed(self, input_BT: Tensor) -> list[Tensor]:
-        return [input_BT] if self.stage.is_first else []
+        return [input_BT] if self.stage.is_first or self.unlocked is not None else []

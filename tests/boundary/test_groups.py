@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 
-from dnipipe.boundary import PairedBoundary, boundary_groups
+from dnipipe.boundary import PairedBoundary, boundary_groups, in_meeting_order
 from tests.ranks import run_ranks
 
 TIMEOUT_S = 8.0
@@ -115,3 +116,18 @@ def test_a_second_pipeline_of_the_same_ranks_gets_groups_of_its_own() -> None:
     first, second = zip(*run_ranks(3, _twice), strict=True)
     assert list(first) == _neighbours(range(3), 100)
     assert list(second) == _neighbours(range(3), 200)
+
+
+@pytest.mark.parametrize("world", [1, 2, 3, 4, 7])
+def test_neighbours_who_meet_in_order_come_together_in_two_rounds(world: int) -> None:
+    """Each stage waits for the first of its list, then for the next: none is left, and none waits for a third round."""
+    group: Any = object()
+    due = [
+        [there for there, _ in in_meeting_order(stage, group if stage else None, group if stage < world - 1 else None)]
+        for stage in range(world)
+    ]
+    assert sorted(map(len, due)) == sorted(min(1, stage) + min(1, world - 1 - stage) for stage in range(world))
+    for _ in range(2):
+        met = [stage for stage, theirs in enumerate(due) if theirs and due[theirs[0]][:1] == [stage]]
+        due = [theirs[1:] if stage in met else theirs for stage, theirs in enumerate(due)]
+    assert due == [[]] * world

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import re
+import threading
 import time
+import weakref
 from datetime import timedelta
 
 import pytest
@@ -118,3 +121,20 @@ def test_posting_to_a_peer_that_has_left_is_no_error_and_waiting_is() -> None:
             rf"rank 0 \(stage 3\) waited 0\.\d s, at most 10 s, for rank 1 \(stage 4\) at microbatch {n}: ", message
         )
     assert seconds < 2
+
+
+def test_the_thread_of_a_boundary_that_is_gone_ends_when_what_was_posted_is_over() -> None:
+    threads = set(threading.enumerate())
+    boundary = unconnected(5.0)
+    boundary.watch()
+    (thread,) = set(threading.enumerate()) - threads
+    assert boundary._bystander is not None
+    bystander, transfer = weakref.ref(boundary._bystander), boundary._bystander.watch([_Work(0.3)])  # type: ignore[list-item]
+    del boundary
+    gc.collect()
+    assert thread.is_alive(), "something is still posted"
+    transfer.wait(5.0)
+    thread.join(5.0)
+    assert not thread.is_alive()
+    gc.collect()
+    assert bystander() is None, "what is to be done at the exit keeps it"

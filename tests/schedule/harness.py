@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -175,6 +175,21 @@ def fall_back(pipeline: Pipeline, oracle: Oracle, steps: int, at: int) -> list[s
             pipeline.schedule._flow.fell_back = oracle.reference.fell_back = True
         pipeline.step(step)
         oracle.step(step)
+    return [f"{pipeline.case}: {each}" for each in differences(pipeline, oracle)]
+
+
+LENGTHS = (models.T, models.T, 3, 3, 8, models.T)
+"""Of the sequences in steps whose shapes change."""
+
+
+def disturb(pipeline: Pipeline, oracle: Oracle, evaluations: Sequence[int] = (0,) * len(LENGTHS)) -> list[str]:
+    """Both train a step of each of LENGTHS, after which the pipeline evaluates so often. In what they differ then."""
+    for step, (length, times) in enumerate(zip(LENGTHS, evaluations, strict=True)):
+        pipeline.step(step, length)
+        oracle.step(step, length)
+        for _ in range(times):
+            args, kwargs = pipeline.arguments(step, length)
+            pipeline.schedule.eval(*args, **kwargs)
     return [f"{pipeline.case}: {each}" for each in differences(pipeline, oracle)]
 
 

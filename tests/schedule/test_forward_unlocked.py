@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import copy
+import gc
 import itertools
 import random
+import threading
 import time
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
 
+from dnipipe.schedule import unlocked_flow
 from dnipipe.schedule.forward_unlocked import Start
 from tests.ranks import run_ranks
+from tests.schedule.harness import disturb
 from tests.schedule.unlocked import UnlockedCase, UnlockedOracle, UnlockedPipeline, unlocked_differences
 
 STEPS = 6
@@ -137,9 +142,6 @@ def test_a_run_that_saves_one_that_goes_on_and_the_oracle_end_bit_equal() -> Non
     assert run_ranks(3, _saving) == [[], [], []]
 
 
-LENGTHS = [5, 5, 3, 3, 8, 5]
-
-
 def _disturbed(rank: int, world: int) -> list[str]:
     """Evaluation between the steps, and other lengths while late activations of the old ones are still unseen."""
     wrong = []
@@ -148,18 +150,36 @@ def _disturbed(rank: int, world: int) -> list[str]:
             "sequence", "local_head", m, optimizer="adamw", late=_pattern(world, m, 6, 0.5, seed=m), window=3
         )
         pipeline, oracle = UnlockedPipeline(rank, world, case), UnlockedOracle(world, case)
-        for step, length in enumerate(LENGTHS):
-            pipeline.step(step, length)
-            oracle.step(step, length)
-            for _ in range(step % 3):
-                args, kwargs = pipeline.arguments(step, length)
-                pipeline.schedule.eval(*args, **kwargs)
+        disturb(pipeline, oracle, evaluations=(0, 1, 2, 0, 1, 2))
         wrong += [f"{case}: {each}" for each in unlocked_differences(pipeline, oracle)]
     return wrong
 
 
 def test_evaluation_and_changed_shapes_between_steps_change_no_number() -> None:
     assert run_ranks(3, _disturbed) == [[], [], []]
+
+
+def _forgetful(rank: int, world: int) -> list[Any]:
+    """What is told of 12 early starts where 5 are kept: before a save, after it, and by the run that goes on."""
+    unlocked_flow.KEPT_STARTS = 5
+    case = UnlockedCase(m=2, late=tuple(itertools.product([1], range(8), range(2))))
+    saving, resumed, told = UnlockedPipeline(rank, world, case), UnlockedPipeline(rank, world, case), []
+    for step in range(6):
+        saving.step(step)
+    told.append((saving.schedule.early_starts, saving.schedule.metrics["early_starts"]))
+    resumed.schedule.load_state_dict(copy.deepcopy(saving.schedule.state_dict()))
+    for pipeline in (saving, resumed):
+        pipeline.step(6)
+        metrics = pipeline.schedule.metrics
+        told.append((pipeline.schedule.early_starts, metrics["early_starts"], metrics["early_in_step"]))
+    return told
+
+
+def test_the_newest_early_starts_are_kept_and_all_are_counted() -> None:
+    first, second = run_ranks(2, _forgetful)
+    assert first == [((), 0), ((), 0, ""), ((), 0, "")]
+    assert second[0] == (((1, 3, 1), (1, 4, 0), (1, 4, 1), (1, 5, 0), (1, 5, 1)), 12)
+    assert second[1] == second[2] == (((1, 4, 1), (1, 5, 0), (1, 5, 1), (1, 6, 0), (1, 6, 1)), 14, "0 1")
 
 
 def _lately(rank: int, world: int) -> list[str]:
@@ -200,3 +220,26 @@ def _patient(rank: int, world: int) -> int:
 
 def test_a_patient_stage_starts_from_real_inputs() -> None:
     assert run_ranks(3, _patient) == [0, 0, 0]
+
+
+def _threads_left(rank: int, world: int) -> list[list[str]]:
+    """Of boundaries, while there is a schedule, and when it has been flushed and is gone."""
+
+    def names() -> list[str]:
+        return [each.name for each in threading.enumerate() if each.name.startswith("dnipipe boundary")]
+
+    pipeline = UnlockedPipeline(rank, world, UnlockedCase(m=2))
+    for step in range(3):
+        pipeline.step(step)
+    pipeline.schedule.flush()
+    before = names()
+    del pipeline
+    gc.collect()
+    deadline = time.monotonic() + 10.0
+    while names() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    return [before, names()]
+
+
+def test_no_thread_is_left_of_a_schedule_that_is_flushed_and_gone() -> None:
+    assert run_ranks(3, _threads_left) == [[[], []], [["dnipipe boundary 1-0"], []], [["dnipipe boundary 2-1"], []]]

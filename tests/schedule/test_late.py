@@ -14,7 +14,7 @@ from torch.distributed.pipelining import PipelineStage
 from dnipipe import ScheduleDNI
 from tests.ranks import run_ranks
 from tests.schedule import models
-from tests.schedule.harness import Case, Oracle, Pipeline, differences, fall_back
+from tests.schedule.harness import Case, Oracle, Pipeline, differences, disturb, fall_back
 
 CPU = torch.device("cpu")
 STEPS = 6
@@ -108,23 +108,12 @@ def test_a_saved_run_and_the_one_that_goes_on_from_it_end_bit_equal() -> None:
     assert run_ranks(3, _saving) == [[], [], []]
 
 
-LENGTHS = [5, 5, 3, 3, 8, 5]
-
-
 def _disturbed(rank: int, world: int) -> list[str]:
     """Evaluation between the steps, and other lengths while graphs of the old ones are held."""
     wrong = []
     for m, policy in ((1, "stale"), (2, "corrected"), (4, "stale")):
         case = Case("sequence", "local_head", m, policy)
-        pipeline, oracle = Pipeline(rank, world, case), Oracle(world, case)
-        for step, length in enumerate(LENGTHS):
-            pipeline.step(step, length)
-            oracle.step(step, length)
-            if step != 2:
-                for _ in range(1 + step % 2):
-                    args, kwargs = pipeline.arguments(step, length)
-                    pipeline.schedule.eval(*args, **kwargs)
-        wrong += [f"{case}: {each}" for each in differences(pipeline, oracle)]
+        wrong += disturb(Pipeline(rank, world, case), Oracle(world, case), evaluations=(1, 2, 0, 2, 1, 2))
     return wrong
 
 

@@ -9,7 +9,7 @@ import torch
 
 from tests.ranks import run_ranks
 from tests.schedule import models
-from tests.schedule.harness import Case, Oracle, Pipeline, differences
+from tests.schedule.harness import LENGTHS, Case, Oracle, Pipeline, differences, disturb
 
 CASES = [
     Case(m=1, lag=3),
@@ -76,18 +76,11 @@ def test_a_state_can_be_loaded_into_a_schedule_that_has_gone_further() -> None:
     assert run_ranks(2, _loading_back) == [True, True]
 
 
-LENGTHS = [models.T, models.T, 3, 3, 8, models.T]
-
-
 def _automatic(rank: int, world: int) -> list[str]:
     wrong = []
     for m, lag in ((1, 2), (3, 2), (2, 1)):
         case = Case("sequence", "local_head", m=m, lag=lag)
-        pipeline, oracle = Pipeline(rank, world, case), Oracle(world, case)
-        for step, length in enumerate(LENGTHS):
-            pipeline.step(step, length)
-            oracle.step(step, length)
-        wrong += [f"{case}: {each}" for each in differences(pipeline, oracle)]
+        wrong += disturb(Pipeline(rank, world, case), Oracle(world, case))
     return wrong
 
 
