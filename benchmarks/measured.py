@@ -106,6 +106,7 @@ def row_of(entry: Entry, seen: Measured, settings: Settings, device: torch.devic
         date=date.today().isoformat(),
         peak_bytes_by_rank=seen.peak_bytes,
         activation_bytes=seen.activation_bytes,
+        given_in_flight=settings.in_flight if entry.policy in LATE else None,
         forward_ms=costs.forward_ms,
         backward_ms=costs.backward_ms,
         transfer_ms=seen.transfer_ms,

@@ -34,6 +34,7 @@ class Row:
         peak_bytes: of memory, largest over ranks. None on a CPU. peak_bytes_by_rank: of each.
         activation_bytes: what autograd keeps on the first rank at its most, but for weights (benchmarks/memory.py).
         in_flight: microbatches whose graph is alive, largest over ranks and time. None: not counted.
+        given_in_flight: of late policies, where the command line says how many the first stage holds.
         interface_cost_share: of DNI alone, 0 to 1: predict and learn by the stage's time.
         forward_ms, backward_ms, transfer_ms: of one microbatch, alone: of the dearest stage, and of an activation over
             this row's transport. optimizer_ms: of a step.
@@ -73,6 +74,7 @@ class Row:
     bound_to_1f1b: float | None = None
     peak_bytes_by_rank: list[int] | None = None
     activation_bytes: int | None = None
+    given_in_flight: int | None = None
     forward_ms: float | None = None
     backward_ms: float | None = None
     transfer_ms: float | None = None
@@ -88,7 +90,8 @@ class Row:
         """The schedule as a reader tells it from others: "1F1B", "DNI linear"."""
         policy = None if self.policy == "synthetic" else self.policy
         transport = self.transport if self.transport == "direct" else None
-        return " ".join(part for part in (self.schedule, self.interface, policy, transport) if part)
+        held = f"{self.given_in_flight} in flight" if self.given_in_flight is not None else None
+        return " ".join(part for part in (self.schedule, self.interface, policy, transport, held) if part)
 
 
 def write_rows(rows: Iterable[Any], path: str | Path) -> None:

@@ -31,7 +31,7 @@ from benchmarks.rows import Row, read_rows
 from benchmarks.sizes import sizes_of
 from benchmarks.table import markdown, show
 from benchmarks.workload import Workload
-from dnipipe.schedule.policy import Policy
+from dnipipe.schedule.policy import LATE, Policy
 
 TIMEOUT_S = 120.0
 Body: TypeAlias = Callable[..., None]
@@ -155,7 +155,7 @@ def _settings(options: argparse.Namespace) -> list[Settings]:
     for name in ("stages", "seq_len", "width", "vocab_size", "rounds", "steps"):
         check_least(name, getattr(options, name))
     check_device(options.device)
-    Policy("stale", in_flight=options.in_flight).check(options.stages)
+    _check_in_flight(options)
     settings, counts = [], numbers("--microbatches", options.microbatches)
     traced = 4 if 4 in counts else counts[0]
     for blocks in numbers("--blocks", options.blocks):
@@ -180,6 +180,19 @@ def _settings(options: argparse.Namespace) -> list[Settings]:
                 )
             )
     return settings
+
+
+def _check_in_flight(options: argparse.Namespace) -> None:
+    if options.in_flight is None:
+        return
+    if all(entry.policy not in LATE for entry in _entries(options)):
+        raise ValueError(
+            f"--in-flight {options.in_flight} is for late policies, and --only names none: add one, such as DNI:stale"
+        )
+    try:
+        Policy("stale", in_flight=options.in_flight).check(options.stages)
+    except ValueError as error:
+        raise ValueError(f"--in-flight {options.in_flight}: {error}") from None
 
 
 def _entries(options: argparse.Namespace) -> tuple[Entry, ...]:

@@ -77,10 +77,10 @@ else
         # 160 M parameters in 2 stages of 4 blocks or 4 of 2, 320 M in 8 of 2; microbatches so large that a step is work
         # and not launches. Other schedules of torch have 1F1B's gradients, so they need no run, only their times of a
         # step, which `throughput` measures
-        arguments=(--blocks $((n == 2 ? 4 : 2)) --width 1280 --seq-len 512 --batch-size 256 --microbatches 4 --optimizer Muon
-            --steps 1150 --learning-rates 2e-3 --policies stale --schedules "" --transports direct
-            --unlock-after-steps 45 --best-microbatches "" --no-equal-time --lengths 1.08 --eval-every 115 --eval-sequences 512
-            --data site-packages --max-mb 120)
+        arguments=(--blocks $((n == 2 ? 4 : 2)) --width 1280 --seq-len 512 --batch-size 256 --microbatches 4
+            --optimizer Muon --steps $((n == 2 ? 900 : 1150)) --learning-rates 2e-3 --policies stale --schedules ""
+            --transports direct --unlock-after-steps 45 --best-microbatches "" --no-equal-time --lengths 1.08
+            --eval-every 115 --eval-sequences 512 --data site-packages --max-mb 120)
     else
         arguments=(--blocks 1 --width 64 --seq-len 32 --batch-size 4 --steps 20 --microbatches 4 --best-microbatches ""
             --policies stale --schedules "" --learning-rates 1e-3 --eval-sequences 4 --max-mb 1 --no-equal-time)

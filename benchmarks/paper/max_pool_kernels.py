@@ -52,7 +52,7 @@ def _pool(  # type: ignore[no-untyped-def]
         here = (pixel + number // SIZE * width + number % SIZE).to(tl.int64)
         value = tl.load(x + here[:, None] * channels + channel[None, :], mask=inside, other=0.0)
         result = (value - centre[None, :]) * factor[None, :] + shift[None, :]
-        better = (result <= best) == 0  # so that of equal ones the first is taken, and no NaN is hidden
+        better = (result <= best) == 0  # of equal ones the first; a NaN has spoiled its channel
         best = tl.where(better, result, best)
         best_x = tl.where(better, value, best_x)
         best_place = tl.where(better, number, best_place)

@@ -50,7 +50,11 @@ def read_order(
     hidden: str | None = None,
 ) -> Order:
     """The options that all experiments share; hidden: the default of --hidden, None: the recipe's."""
-    parser = argparse.ArgumentParser(prog=f"python -m benchmarks.paper.{experiment}", description=description)
+    parser = argparse.ArgumentParser(
+        prog=f"python -m benchmarks.paper.{experiment}",
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     _what(parser, layers, quick_layers, hidden, several=", or several, as a,b" if experiment == "every_layer" else "")
     _how(parser)
     given = parser.parse_args(argv)
@@ -85,11 +89,12 @@ def _what(parser: argparse.ArgumentParser, layers: str, quick_layers: str, hidde
     datasets, networks = _words("mnist", "cifar10"), _words("fcn", "cnn")
     add = parser.add_argument
     add("--quick", action="store_true", help="narrow and short: two minutes of two CPU cores")
-    add("--recipe", choices=["paper", "ours"], default="ours", help="see recipe.py")
+    add("--recipe", choices=["paper", "ours"], default="ours", help="the paper's, or ours (see docs/paper.md)")
     add("--dataset", type=datasets, default=("mnist",), help=f"mnist or cifar10{several}")
     add("--network", type=networks, help=f"fcn or cnn{several}; default fcn, of every_layer with --quick both")
     add("--layers", type=_numbers, help=f"default {layers}; with --quick {quick_layers}")
-    add("--hidden", type=_numbers, help=f"hidden layers of the interfaces, 0 to 2; default {hidden or 'the recipe'}")
+    usual = hidden or "the recipe's"
+    add("--hidden", type=_numbers, help=f"hidden layers of the interfaces, 0 to 2; default {usual}")
     add("--seeds", type=_numbers, help="default 0,1,2; with --quick 0")
     add("--steps", type=int, help="of each model; default: the recipe's")
     add("--filters", type=int, help="of each convolution; default 64, with --quick 6")

@@ -86,7 +86,7 @@ class Flowing:
         optimizer = partial(torch.optim.Adam, lr=rate) if rate is not None else None
         learner = assembly.build_learner(self.stage, agreement, self.block.interfaces, optimizer, self.replicas)
         if rate is None:
-            self._say(f"predictors learn at their own rates, here {learner.own_rates}")
+            self._say(f"predictors begin at their own rates, here {learner.own_rates}")
         return learner
 
     def _say(self, text: str) -> None:

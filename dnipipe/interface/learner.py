@@ -104,13 +104,23 @@ class Learner:
         )
         self.interfaces.load_state_dict(state["interfaces"])
         if self.optimizer is not None:
-            # a copy: an optimizer keeps the tensors that it is given, and two learners would share their moments
-            self.optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))
+            try:
+                # a copy: an optimizer keeps the tensors that it is given, and two learners would share their moments
+                self.optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))
+            except ValueError as error:
+                groups = len(state["optimizer"]["param_groups"])
+                raise ValueError(
+                    f"the state holds {groups} parameter groups of the interfaces' optimizer, which here has "
+                    f"{len(self.optimizer.param_groups)}: give the optimizer that it was saved with, as "
+                    f"interface_optimizer=; where none was given it was Adam at 1e-3 for all, now it has a group "
+                    f"for each rate ({error})"
+                ) from error
         self._sums = state["sums"]
 
     @property
     def own_rates(self) -> str:
-        """At which learning rates the interfaces learn where no optimizer was given, in words."""
+        """At which learning rates the interfaces begin where no optimizer was given, in words; a state that is loaded
+        brings its own."""
         return ", ".join(f"{each.name} at {each.learning_rate:g}" for each in self._each())
 
     def _own_adam(self) -> Optimizer:

@@ -145,7 +145,7 @@ class Preparation:
                 self.stage, agreement, self.given, self.interface_optimizer, self.replicas
             )
             if self.interface_optimizer is None:
-                self._say(f"predictors learn at their own rates, here {flow.learner.own_rates}")
+                self._say(f"predictors begin at their own rates, here {flow.learner.own_rates}")
         if isinstance(flow, UnlockedFlow) and flow.input_learner is None:
             net_input = _meta_of_input(batch)
             assert net_input is not None, "the stages agreed on it"

@@ -142,7 +142,8 @@ class UnlockedFlow(Flow):
         if "input_learner" not in state:
             return  # saved before inputs were unlocked: nothing is known of their models
         starts = [(stage, step, microbatch) for stage, step, microbatch in state["early_starts"].tolist()]
-        self.early_starts, self.num_early_starts = deque(starts, KEPT_STARTS), state["num_early_starts"]
+        self.early_starts = deque(starts, KEPT_STARTS)
+        self.num_early_starts = state.get("num_early_starts", len(starts))  # older states hold them all
         for each in state["inputs"]:
             self._inputs.append(_Input(each["microbatch"], each["net_input"].to(self.device, copy=True)))
             self._early.put_back(each["microbatch"], [tensor.to(self.device) for tensor in each["received"]])

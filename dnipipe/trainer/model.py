@@ -35,7 +35,7 @@ def call_factory(setting: str, name: str, of_options: str, options: Mapping[str,
     module, _, function = name.partition(":")
     try:
         factory = getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError) as error:
+    except (ImportError, AttributeError, ValueError) as error:
         raise ValueError(f"{setting} = {name!r}: {error}; give module:function of a model") from error
     try:
         return factory(**options)

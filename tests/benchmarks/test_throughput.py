@@ -87,6 +87,13 @@ def test_late_policies_are_measured_where_they_are_asked_for(tmp_path: Path) -> 
     assert shares[0] is shares[2] is None and shares[1] and shares[3]
 
 
+def test_more_microbatches_in_flight_are_for_late_policies_and_named(tmp_path: Path) -> None:
+    rows = _run(f"{TINY} --microbatches 2 --only DNI:local_head,DNI:stale --in-flight 3", tmp_path / "rows.json")
+    assert [(row.label, row.given_in_flight) for row in rows] == [
+        ("DNI local_head", None), ("DNI stale 3 in flight", 3),
+    ]  # fmt: skip
+
+
 def _short_of_memory(rank: int, device: torch.device, all_settings: Sequence[Settings], until_s: float) -> None:
     """compete(), but at 2 microbatches GPipe's third step is one too many for rank 1; 1F1B's meets a fault there."""
     step, steps = Contestant.step, dict[str, int]()
@@ -214,6 +221,8 @@ def test_no_torch_schedule_is_faster_than_dni(tmp_path: Path) -> None:
         ("--blocks 0", "--blocks must be at least 1 each, got '0'"),
         ("--only DNI:magic", "--only DNI:magic: choose of GPipe, 1F1B, "),
         ("--rounds 0", "--rounds must be at least 1, got 0"),
+        ("--in-flight 2", "--in-flight 2 is for late policies, and --only names none: add one, such as DNI:stale"),
+        ("--only DNI:stale --in-flight 4", "--in-flight 4: in_flight must be from 2 to 3 microbatches for 2 stages"),
     ],
 )
 def test_what_cannot_be_is_refused_before_anything_runs(

@@ -104,3 +104,12 @@ def test_each_interface_of_a_learner_has_its_own_and_a_given_optimizer_wins() ->
     assert len(set(rates.values())) == 2
     given = Learner(interfaces, lambda parameters: torch.optim.SGD(parameters, lr=0.5)).optimizer
     assert isinstance(given, torch.optim.SGD) and [group["lr"] for group in given.param_groups] == [0.5]
+
+
+def test_a_state_of_another_optimizer_is_refused_with_the_cure() -> None:
+    interfaces = [built("linear"), built("local_head")]
+    saved = Learner(interfaces, torch.optim.Adam).state_dict()
+    with pytest.raises(
+        ValueError, match=r"holds 1 parameter groups .* here has 2: give .* interface_optimizer=; where"
+    ):
+        Learner(interfaces).load_state_dict(saved)

@@ -69,7 +69,7 @@ def _unlocked(rank: int, world: int, kind: str, tell: str) -> tuple[str, list]:
 def test_it_learns_when_only_the_last_rank_gets_a_target_as_in_torchs_tutorial() -> None:
     (said, _), (_, losses) = run_ranks(2, _unlocked, "mlp", "last")
     assert "interfaces by stage: mlp (labels none)" in said
-    assert f"predictors learn at their own rates, here MLP at {MLP(models.D).learning_rate:g}\n" in said
+    assert f"predictors begin at their own rates, here MLP at {MLP(models.D).learning_rate:g}\n" in said
     assert losses[-1] < 0.6 * losses[0]
 
 

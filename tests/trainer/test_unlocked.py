@@ -96,6 +96,7 @@ def _config(folder: Path | str = "nowhere", *, unlocked: Any = None, run: Any = 
             "take pipeline.schedule=DNI, or pipeline.forward_unlocked=null",
         ),
         ({}, {"num_tokens": 255}, "pipeline.forward_unlocked.num_tokens = 255: the data has 256 tokens"),
+        ({}, {"model": ":x"}, "pipeline.forward_unlocked.model = ':x': Empty module name; give module:function"),
         ({}, {"model": "nowhere:f"}, "pipeline.forward_unlocked.model = 'nowhere:f': No module named 'nowhere'; give"),
         (
             {},
