@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import argparse
+
 import torch
+
+from dnipipe.schedule.policy import Policy
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -33,3 +37,16 @@ def check_least(name: str, value: int | None, least: int = 1) -> None:
     """name: of the attribute. Raises: ValueError: a value below the least; None is none."""
     if value is not None and value < least:
         raise ValueError(f"--{name.replace('_', '-')} must be at least {least}, got {value}")
+
+
+def add_in_flight(parser: argparse.ArgumentParser) -> None:
+    text = "microbatches on the first stage, of stale and corrected, from S (the default) to 2 S - 1"
+    parser.add_argument("--in-flight", type=int, metavar="N", help=text)
+
+
+def check_in_flight(in_flight: int | None, num_stages: int) -> None:
+    """Raises: ValueError: so many stages cannot have it."""
+    try:
+        Policy("stale", in_flight=in_flight).check(num_stages)
+    except ValueError as error:
+        raise ValueError(f"--in-flight {in_flight}: {error}") from None

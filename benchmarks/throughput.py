@@ -25,13 +25,21 @@ from benchmarks.compete import compete
 from benchmarks.contestants import Entry, entries, late_entries
 from benchmarks.failures import Failure, is_memory, take_failure
 from benchmarks.measured import Settings
-from benchmarks.options import DTYPES, check_device, check_least, dtype_of, numbers
+from benchmarks.options import (
+    DTYPES,
+    add_in_flight,
+    check_device,
+    check_in_flight,
+    check_least,
+    dtype_of,
+    numbers,
+)
 from benchmarks.ranks import run_ranks
 from benchmarks.rows import Row, read_rows
 from benchmarks.sizes import sizes_of
 from benchmarks.table import markdown, show
 from benchmarks.workload import Workload
-from dnipipe.schedule.policy import LATE, Policy
+from dnipipe.schedule.policy import LATE
 
 TIMEOUT_S = 120.0
 Body: TypeAlias = Callable[..., None]
@@ -144,8 +152,7 @@ def _parser() -> argparse.ArgumentParser:
     trace = "folder for a Perfetto trace of each schedule, at 4 microbatches or at the first number"
     add("--traces", type=Path, metavar="FOLDER", help=trace)
     add("--post-ahead", action="store_true", help=ahead)
-    in_flight = "microbatches on the first stage, of stale and corrected, from S (the default) to 2 S - 1"
-    add("--in-flight", type=int, metavar="N", help=in_flight)
+    add_in_flight(parser)
     return parser
 
 
@@ -183,16 +190,11 @@ def _settings(options: argparse.Namespace) -> list[Settings]:
 
 
 def _check_in_flight(options: argparse.Namespace) -> None:
-    if options.in_flight is None:
-        return
-    if all(entry.policy not in LATE for entry in _entries(options)):
+    if options.in_flight is not None and all(entry.policy not in LATE for entry in _entries(options)):
         raise ValueError(
             f"--in-flight {options.in_flight} is for late policies, and --only names none: add one, such as DNI:stale"
         )
-    try:
-        Policy("stale", in_flight=options.in_flight).check(options.stages)
-    except ValueError as error:
-        raise ValueError(f"--in-flight {options.in_flight}: {error}") from None
+    check_in_flight(options.in_flight, options.stages)
 
 
 def _entries(options: argparse.Namespace) -> tuple[Entry, ...]:

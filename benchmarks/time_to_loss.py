@@ -38,14 +38,21 @@ from benchmarks.loss_rows import LossRow
 from benchmarks.loss_simulated import simulate
 from benchmarks.loss_table import markdown, print_tables
 from benchmarks.loss_training import Task
-from benchmarks.options import DTYPES, check_device, check_least, dtype_of, numbers
+from benchmarks.options import (
+    DTYPES,
+    add_in_flight,
+    check_device,
+    check_in_flight,
+    check_least,
+    dtype_of,
+    numbers,
+)
 from benchmarks.ranks import run_ranks
 from benchmarks.rows import read_objects, read_rows_of, write_rows
 from benchmarks.workload import HEAD_WIDTH, Workload
 from dnipipe.data import stdlib_sources
 from dnipipe.data.sources import find_files
 from dnipipe.interface import TensorMeta, check_interface
-from dnipipe.schedule.policy import Policy
 
 NAME = "benchmarks.time_to_loss"
 TIMEOUT_S = 300.0
@@ -93,8 +100,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--interfaces", default="local_head", metavar="NAME,...", help="of the policies that predict")
     add("--transports", metavar="NAME,...", help="group, direct (default: direct where ranks share a GPU, else group)")
     add("--unlock-after-steps", type=int, metavar="N", help="of DNI, under wait (default: a tenth of each run)")
-    in_flight = "microbatches on the first stage, of stale and corrected, from S (the default) to 2 S - 1"
-    add("--in-flight", type=int, metavar="N", help=in_flight)
+    add_in_flight(parser)
     add("--optimizer", choices=("AdamW", "Muon"), default="AdamW")
     _add_sizes(parser)
     _add_runs(parser)
@@ -219,7 +225,7 @@ def _entries(options: argparse.Namespace) -> tuple[Entry, ...]:
     possible = ("group", "direct") if options.device == "cuda" and options.stages > 1 else ("group",)
     transports = _names("--transports", options.transports or ("direct" if shared else "group"), possible)
     activation = TensorMeta((options.batch_size, options.seq_len, options.width), torch.float32)
-    Policy("stale", in_flight=options.in_flight).check(options.stages)
+    check_in_flight(options.in_flight, options.stages)
     for name in options.interfaces.split(","):
         check_interface(name, activation, num_classes=VOCAB_SIZE)
     of_dni = [
