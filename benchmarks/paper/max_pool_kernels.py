@@ -21,7 +21,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .statistics_kernels import CHANNELS, ROWS, parts_of, statistics
+from .statistics_kernels import CHANNELS, ROWS, of_channels, parts_of, statistics
 
 CELLS = 8  # pooled cells of one block
 
@@ -39,10 +39,8 @@ def _pool(  # type: ignore[no-untyped-def]
     cell = tl.program_id(0) * CELLS + tl.arange(0, CELLS)
     kept = channel < channels
     inside = (cell < cells)[:, None] & kept[None, :]
-    scale_at = channel // features * 2 * features + channel % features
-    factor = tl.load(inverse + channel, mask=kept, other=0.0) * tl.load(norm + scale_at, mask=kept, other=0.0)
-    shift = tl.load(norm + scale_at + features, mask=kept, other=0.0)
-    centre = tl.load(mean + channel, mask=kept, other=0.0)
+    scale, shift, centre, factor, scale_at = of_channels(norm, mean, inverse, channel, channels, features)
+    steep = scale * factor
     image, rest = cell // (down * across), cell % (down * across)
     pixel = (image * height + rest // across * SIZE) * width + rest % across * SIZE
     best = tl.full((CELLS, CHANNELS), float("-inf"), tl.float32)
@@ -51,7 +49,7 @@ def _pool(  # type: ignore[no-untyped-def]
     for number in tl.static_range(SIZE * SIZE):
         here = (pixel + number // SIZE * width + number % SIZE).to(tl.int64)
         value = tl.load(x + here[:, None] * channels + channel[None, :], mask=inside, other=0.0)
-        result = (value - centre[None, :]) * factor[None, :] + shift[None, :]
+        result = (value - centre[None, :]) * steep[None, :] + shift[None, :]
         better = (result <= best) == 0  # of equal ones the first; a NaN has spoiled its channel
         best = tl.where(better, result, best)
         best_x = tl.where(better, value, best_x)
@@ -98,10 +96,8 @@ def _back(  # type: ignore[no-untyped-def]
     channel = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
     cell = tl.program_id(0) * CELLS + tl.arange(0, CELLS)
     kept = channel < channels
-    scale_at = channel // features * 2 * features + channel % features
-    centre = tl.load(mean + channel, mask=kept, other=0.0)
-    factor = tl.load(inverse + channel, mask=kept, other=0.0)
-    steep = tl.load(norm + scale_at, mask=kept, other=0.0) * factor
+    scale, shift, centre, factor, scale_at = of_channels(norm, mean, inverse, channel, channels, features)
+    steep = scale * factor
     mean_scale = tl.load(grad_norm + scale_at, mask=kept, other=0.0) / rows
     mean_shift = tl.load(grad_norm + scale_at + features, mask=kept, other=0.0) / rows
     all_down, all_across = (height + SIZE - 1) // SIZE, (width + SIZE - 1) // SIZE

@@ -20,7 +20,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .statistics_kernels import CHANNELS, ROWS, parts_of, statistics
+from .statistics_kernels import CHANNELS, ROWS, of_channels, parts_of, statistics
 
 PIXELS = 64  # of one block, or fewer where a cell has more than one
 
@@ -35,11 +35,7 @@ def _pool(  # type: ignore[no-untyped-def]
     cell = tl.program_id(0) * CELLS + tl.arange(0, CELLS)
     kept = channel < channels
     inside = (cell < cells)[:, None] & kept[None, :]
-    scale_at = channel // features * 2 * features + channel % features
-    scale = tl.load(norm + scale_at, mask=kept, other=0.0)
-    shift = tl.load(norm + scale_at + features, mask=kept, other=0.0)
-    centre = tl.load(mean + channel, mask=kept, other=0.0)
-    factor = tl.load(inverse + channel, mask=kept, other=0.0)
+    scale, shift, centre, factor, scale_at = of_channels(norm, mean, inverse, channel, channels, features)
     image, rest = cell // (down * across), cell % (down * across)
     pixel = (image * height + rest // across * SIZE) * width + rest % across * SIZE
     total = tl.zeros((CELLS, CHANNELS), tl.float32)
@@ -72,11 +68,7 @@ def _sums(  # type: ignore[no-untyped-def]
     """grad (cells, channels), x (rows, channels); sums (parts, E, 2, features), parts of the gradient of norm."""
     channel = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
     kept = channel < channels
-    scale_at = channel // features * 2 * features + channel % features
-    scale = tl.load(norm + scale_at, mask=kept, other=0.0)
-    shift = tl.load(norm + scale_at + features, mask=kept, other=0.0)
-    centre = tl.load(mean + channel, mask=kept, other=0.0)
-    factor = tl.load(inverse + channel, mask=kept, other=0.0)
+    scale, shift, centre, factor, scale_at = of_channels(norm, mean, inverse, channel, channels, features)
     of_scale = tl.zeros((ROWS, CHANNELS), tl.float32)
     of_shift = tl.zeros((ROWS, CHANNELS), tl.float32)
     for number in range(BLOCKS):
@@ -102,11 +94,7 @@ def _back(  # type: ignore[no-untyped-def]
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     kept = channel < channels
     inside = (row < rows)[:, None] & kept[None, :]
-    scale_at = channel // features * 2 * features + channel % features
-    scale = tl.load(norm + scale_at, mask=kept, other=0.0)
-    shift = tl.load(norm + scale_at + features, mask=kept, other=0.0)
-    centre = tl.load(mean + channel, mask=kept, other=0.0)
-    factor = tl.load(inverse + channel, mask=kept, other=0.0)
+    scale, shift, centre, factor, scale_at = of_channels(norm, mean, inverse, channel, channels, features)
     mean_scale = tl.load(grad_norm + scale_at, mask=kept, other=0.0) / rows
     mean_shift = tl.load(grad_norm + scale_at + features, mask=kept, other=0.0) / rows
     at = row.to(tl.int64)[:, None] * channels + channel[None, :]

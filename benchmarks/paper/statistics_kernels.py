@@ -13,6 +13,18 @@ PARTS, FEW = 512, 8  # a sum is taken in so many parts at most, and a program br
 
 
 @triton.jit
+def of_channels(norm, mean, inverse, channel, channels, features):  # type: ignore[no-untyped-def]
+    """Scale, shift, mean and 1 / deviation of each channel, and where the scale lies in norm (E, 2, features)."""
+    kept = channel < channels
+    scale_at = channel // features * 2 * features + channel % features
+    scale = tl.load(norm + scale_at, mask=kept, other=0.0)
+    shift = tl.load(norm + scale_at + features, mask=kept, other=0.0)
+    centre = tl.load(mean + channel, mask=kept, other=0.0)
+    factor = tl.load(inverse + channel, mask=kept, other=0.0)
+    return scale, shift, centre, factor, scale_at
+
+
+@triton.jit
 def _statistics(  # type: ignore[no-untyped-def]
     x, means, squares, rows, width, BLOCKS: tl.constexpr, ROWS: tl.constexpr, CHANNELS: tl.constexpr
 ):
