@@ -114,8 +114,11 @@ class Contestant:
             for module, index in zip(parts.modules, parts.indices, strict=True)
         ]
         self.trace = Trace(rank, rank, device, enabled=False)
-        of_dni: dict[str, Any] = {"post_ahead": True if post_ahead else None, "timeout_s": TIMEOUT_S}
-        of_dni["in_flight"] = in_flight if entry.policy in LATE else None
+        of_dni: dict[str, Any] = {
+            "post_ahead": True if post_ahead else None,
+            "in_flight": in_flight if entry.policy in LATE else None,
+            "timeout_s": TIMEOUT_S,
+        }
         self.schedule = make_schedule(entry, stages, workload, num_microbatches, self.trace, **of_dni)
         # our own schedule records its spans itself
         quiet = Trace(rank, rank, device, enabled=False)

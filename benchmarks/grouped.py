@@ -92,8 +92,7 @@ class Grouped:
         self.num_microbatches, self.policy = num_microbatches, policy
         self.step_count = 0
         factor = policy.prediction if policy.late else None
-        foretold = [WeightPrediction(stage, masters, factor) for stage in stages] if factor is not None else []
-        self._predictions = foretold
+        self._predictions = [WeightPrediction(stage, masters, factor) for stage in stages] if factor else []
         self._held: list[_Held] = []
         self._lessons: dict[int, list[tuple[int, Tensor, Tensor, Tensor]]] = defaultdict(list)
 

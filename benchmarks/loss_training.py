@@ -156,12 +156,12 @@ class Racer:
         timed, share = (steps[1:], len(steps) / (len(steps) - 1)) if steps[0] == 0 and len(steps) > 1 else (steps, 1.0)
         for step in steps[: len(steps) - len(timed)]:
             self.step(step)
-        self._wait()
+        synchronize(self.device)
         dist.barrier()
         start_s = time.perf_counter()
         for step in timed:
             self.step(step)
-        self._wait()
+        synchronize(self.device)
         return float(largest(time.perf_counter() - start_s)) * share
 
     def settle(self) -> None:
@@ -169,11 +169,8 @@ class Racer:
         Every rank must call it."""
         if isinstance(self.schedule, ScheduleDNI):
             self.schedule.flush()
-        self._wait()
-        dist.barrier()
-
-    def _wait(self) -> None:
         synchronize(self.device)
+        dist.barrier()
 
 
 class Validation:

@@ -86,9 +86,14 @@ class _Starter:
         order, recipe = self.order, job.recipe
         key = (job.dataset, job.network, recipe.mirror, recipe.shift)
         if key not in self.sets:
-            data = load_images(job.dataset, order.data)  # type: ignore[arg-type]
-            as_pictures, options = job.network == "cnn", (order.device, order.limit)
-            self.sets[key] = Images(data, *options, as_pictures=as_pictures, mirror=recipe.mirror, shift=recipe.shift)
+            self.sets[key] = Images(
+                load_images(job.dataset, order.data),  # type: ignore[arg-type]
+                order.device,
+                order.limit,
+                as_pictures=job.network == "cnn",
+                mirror=recipe.mirror,
+                shift=recipe.shift,
+            )
         return Training(order, job, self.sets[key], self.streams[place])
 
 

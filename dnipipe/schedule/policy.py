@@ -112,7 +112,7 @@ class Policy:
         """Whether graphs are ever held until the true gradient is here."""
         return any(phase.policy in LATE for phase in self.phases)
 
-    @property
+    @cached_property
     def prediction(self) -> float | None:
         """How far late weights are foretold, times what the newest update says; None: they are not."""
         return prediction_factor(self.late_weights)
