@@ -71,13 +71,15 @@ def test_gpus_equal_the_oracle(world: int, transport: str) -> None:
 
 
 def _late(rank: int, world: int, transport: str, device: str = "cuda") -> dict[str, float]:
-    """Fused AdamW moves weights on the GPU without telling torch; old weights must not be taken for current."""
+    """Two step() to an update. Fused AdamW moves weights without telling torch: old ones must not pass for current."""
     torch.backends.cuda.matmul.allow_tf32 = False
     worst = {}
     for case in (
-        Case("sequence", "linear", 1, "stale", labels="none", optimizer="adamw"),
+        Case("sequence", "linear", 1, "stale", labels="none", optimizer="adamw", late_weights="old"),
         Case("mlp", "linear", 2, "stale", labels="none", optimizer="adamw", late_weights="new"),
-        Case("sequence", "local_head", 4, "corrected", unlock_after_steps=2),
+        Case("sequence", "local_head", 4, "corrected", unlock_after_steps=2, late_weights="old"),
+        Case("sequence", "linear", 1, "stale", labels="none", optimizer="adamw", steps_per_update=2),
+        Case("sequence", "local_head", 2, "corrected", steps_per_update=2, late_weights="predicted*3"),
     ):
         case = replace(case, options={"transport": transport})
         pipeline, oracle = Pipeline(rank, world, case, device=device), Oracle(world, case, device=device)
