@@ -21,12 +21,13 @@ KERNEL, POOL = 5, 3
 
 @dataclass(frozen=True)
 class ConvShape(Shape):
-    """width: filters of a layer. image: (channels, height, width).
+    """width: filters of a layer. image: (channels, height, width). label_at_places: as label_at in dnipipe's Conv.
 
     Raises:  ValueError: so many layers pool an image away.
     """
 
     image: tuple[int, int, int] = (1, 28, 28)
+    label_at_places: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -57,8 +58,19 @@ def build_conv_interfaces(shape: ConvShape, num_classes: int) -> list[Conv]:
     """One after each hidden layer, none if the shape has none; num_classes: 0 for those that do not see the label."""
     if shape.num_hidden is None:
         return []
-    options = {"num_hidden": shape.num_hidden, "width": shape.predictor_width, "kernel_size": KERNEL}
-    return [
-        Conv(shape.width, num_classes, batch_norm=True, normalise=shape.normalise, **options)
-        for _ in range(shape.layers - 1)
-    ]
+    interfaces = []
+    for cut in range(1, shape.layers):
+        _, height, width = shape.at(cut)
+        interfaces.append(
+            Conv(
+                shape.width,
+                num_classes,
+                num_hidden=shape.num_hidden,
+                width=shape.predictor_width,
+                kernel_size=KERNEL,
+                batch_norm=True,
+                normalise=shape.normalise,
+                label_at=(height, width) if shape.label_at_places and num_classes else None,
+            )
+        )
+    return interfaces

@@ -96,18 +96,33 @@ class ConvPredictor:
             own[:, : module.in_channels] = module.weight.detach()
         weights = [stack(column, "weight") for column in filters[1:]]
         rest = [each for pair in zip(norms, weights, strict=True) for each in pair]
-        self.parameters = [first, *rest, stack(filters[-1], "bias")]
+        self.parameters = [first, *rest, stack(filters[-1], "bias"), *_gradients_of_classes(interfaces)]
+        self.label_at_places = len(self.parameters) > 2 + len(rest)
         for parameter in self.parameters:
             parameter.requires_grad_()
 
     def __call__(self, h: Tensor, one_hot: Tensor) -> Tensor:
-        weight, *rest, bias = self.parameters
+        weight, *rest = self.parameters
+        of_class = rest.pop() if self.label_at_places else None
+        bias = rest.pop()
         if weight.shape[2] > h.shape[2]:
             label = widened(one_hot, weight.shape[2] - h.shape[2]).permute(2, 0, 1)[..., None, None]
             h = torch.cat([h, label.expand(-1, -1, -1, *h.shape[3:])], 2)
         for norm, next_weight in zip(rest[::2], rest[1::2], strict=True):
             h, weight = norm_relu_mean_pool(convolve(weight, h), norm), next_weight
-        return convolve(weight, h) + bias[..., None, None]
+        out = convolve(weight, h) + bias[..., None, None]
+        if of_class is None:
+            return out
+        told = one_hot[:, : of_class.shape[1]].transpose(1, 2) @ of_class
+        return out + told.transpose(0, 1).view_as(out)
+
+
+def _gradients_of_classes(interfaces: Sequence[Conv]) -> list[Tensor]:
+    """(E, C, channels * H * W), zeros for who sees no label; nothing where nobody has them."""
+    shapes = [each.of_class for each in interfaces if each.of_class is not None]
+    if not shapes:
+        return []
+    return [torch.stack([shapes[0] * 0 if each.of_class is None else each.of_class for each in interfaces]).detach()]
 
 
 def convolve(weight: Tensor, x: Tensor) -> Tensor:

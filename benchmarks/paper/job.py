@@ -37,7 +37,7 @@ class Job:
         shape = self.recipe.shape(channels * height * width, num_classes, self.layers, self.num_hidden)
         if self.network == "fcn":
             return shape
-        return ConvShape(**vars(shape), image=image)
+        return ConvShape(**vars(shape), image=image, label_at_places=self.recipe.label_at_places)
 
     def predictor_of(self, model: Model) -> int | None:
         return self.num_hidden if model.method in ("dni", "cdni") else None

@@ -42,6 +42,7 @@ class Recipe:
     mirror: bool = False
     shift: int = 0
     dni_rates: tuple[float, float] | None = None
+    label_at_places: bool = False
 
     def shape(self, features: int, num_classes: int, layers: int, num_hidden: int | None) -> Shape:
         sizes = self.width, num_hidden, self.predictor_width

@@ -69,6 +69,7 @@ CASES = (
     Case("mlp-sequence-label", lambda: MLP(D, CLASSES), (B, T, D), (B,)),
     Case("conv-0", lambda: Conv(C, num_hidden=0), (B, C, H, W)),
     Case("conv-1", lambda: Conv(C, CLASSES, width=8), (B, C, H, W), (B,)),
+    Case("conv-places", lambda: Conv(C, CLASSES, label_at=(H, W)), (B, C, H, W), (B,)),
     Case("conv-2", lambda: Conv(C, num_hidden=2, kernel_size=3, width=8, batch_norm=True), (B, C, H, W)),
     Case("local-head", lambda: LocalHead(D, CLASSES), (B, D), (B,)),
     Case("local-head-tokens", lambda: LocalHead(D, CLASSES), (B, T, D), (B, T)),

@@ -185,6 +185,10 @@ def test_sizes_that_make_no_interface_are_refused() -> None:
         ),
         (lambda: Conv(4, kernel_size=4), "kernel_size = 4: only an odd kernel keeps height and width; take 5"),
         (
+            lambda: Conv(4, label_at=(3, 3)),
+            "label_at = (3, 3), but num_classes = 0: say how many classes there are, or leave it",
+        ),
+        (
             lambda: Transformer(4, width=30),
             "width = 30 must be a multiple of num_heads = 4: give another width, or None",
         ),
@@ -252,3 +256,22 @@ def test_batch_norm_normalises_and_leaves_no_state_behind(
         parameter.data.mul_(100.0)
     torch.testing.assert_close(interface.synthetic_grad(h), expected, rtol=1e-2, atol=1e-2)
     torch.testing.assert_close(interface.eval().synthetic_grad(h), expected, rtol=1e-2, atol=1e-2)
+
+
+def test_only_with_label_at_a_class_says_what_it_does_at_every_place() -> None:
+    """A linear layer behind the activation makes such gradients: another one for each class, channel and place."""
+    label, h = torch.arange(60) % 5, torch.randn(60, 3, 4, 6)
+    true_grad = torch.randn(5, 3, 4, 6)[label]
+    left = {}
+    for label_at in (None, (4, 6)):
+        interface = Conv(3, 5, num_hidden=0, label_at=label_at)
+        optimizer = torch.optim.Adam(interface.parameters(), lr=0.03)
+        for _ in range(300):
+            optimizer.zero_grad()
+            interface.learn(h, label, true_grad)
+            optimizer.step()
+            interface.end_step(1)
+        left[label_at] = float((interface.synthetic_grad(h, label) - true_grad).square().mean())
+    assert left[4, 6] < 1e-4 < 0.1 < left[None], "zeros around the image tell filters a little of the place"
+    with pytest.raises(ValueError, match=r"label_at = \(4, 6\), but the activation is 5 x 6: give its size"):
+        interface.synthetic_grad(torch.randn(60, 3, 5, 6), label)

@@ -8,7 +8,7 @@ from benchmarks.paper.convolutional_recipe import for_convolutions
 from benchmarks.paper.every_layer import jobs_of
 from benchmarks.paper.job import split
 from benchmarks.paper.order import Order, read_order
-from benchmarks.paper.recipe import OURS, PAPER, QUICK
+from benchmarks.paper.recipe import OURS, PAPER, QUICK, for_dataset
 
 
 def _order(*options: str, experiment: str = "every_layer") -> Order:
@@ -37,10 +37,23 @@ def test_other_rates_and_filters_show_in_the_name() -> None:
     assert (conv.name, conv.predictor_rate) == ("quick, predictor rate 1e-05, 7 filters", 1e-5)
     assert for_convolutions(QUICK, None, None).steps == conv.steps < 1000
     assert for_convolutions(OURS, 50, None).steps == 50
-    assert for_convolutions(OURS, None, None).predictor_rate < OURS.predictor_rate == PAPER.predictor_rate
     assert for_convolutions(PAPER, None, None).predictor_rate == PAPER.predictor_rate
     asked = _order("--predictor-rate", f"{OURS.predictor_rate}").recipe
     assert for_convolutions(asked, None, None).predictor_rate == OURS.predictor_rate
+
+
+def test_ours_for_convolutions_predicts_scaled_targets_and_copies_less() -> None:
+    for dataset, shift in (("mnist", 0), ("cifar10", 2)):
+        linear = for_dataset(OURS, dataset)
+        conv = for_convolutions(linear, None, None)
+        assert (linear.normalise, linear.shift, conv.normalise, conv.shift) == (False, shift, True, 0)
+        assert conv.mirror == linear.mirror and conv.label_at_places and not linear.label_at_places
+        assert (conv.weight_decay > 0) == (linear.weight_decay > 0)
+    assert for_convolutions(OURS, None, None).model("dni", 0).learning_rate < OURS.learning_rate
+    for option, field in (("--learning-rate", "learning_rate"), ("--predictor-rate", "predictor_rate")):
+        asked = for_convolutions(_order(option, "0.0007").recipe, None, None)
+        assert getattr(asked, field) == 0.0007 and asked.dni_rates is None
+    assert not for_convolutions(PAPER, None, None).label_at_places
 
 
 def test_split_keeps_every_model_once() -> None:

@@ -30,9 +30,10 @@ def _shape(num_hidden: int | None, *, layers: int = 4, normalise: bool = False) 
     return Shape(FEATURES, CLASSES, layers, width=10, num_hidden=num_hidden, predictor_width=14, normalise=normalise)
 
 
-def _conv_shape(num_hidden: int | None, *, normalise: bool = False) -> ConvShape:
+def _conv_shape(num_hidden: int | None, *, normalise: bool = False, label_at_places: bool = False) -> ConvShape:
     sizes = {"width": 4, "num_hidden": num_hidden, "predictor_width": 6}
-    return ConvShape(math.prod(IMAGE), CLASSES, 4, image=IMAGE, normalise=normalise, **sizes)
+    shared = {"image": IMAGE, "normalise": normalise, "label_at_places": label_at_places}
+    return ConvShape(math.prod(IMAGE), CLASSES, 4, **sizes, **shared)  # type: ignore[arg-type]
 
 
 def _batches(seed: int) -> list[tuple[Tensor, Tensor]]:
@@ -140,7 +141,8 @@ def test_convolutions_with_interfaces_in_one_stack(num_hidden: int, normalise: b
         Model("bprop", seed=4, **RATES),
         Model("stale", seed=5, decay=0.9, **RATES),
     ]
-    _train_both(_conv_shape(num_hidden, normalise=normalise), models, rtol=1e-5 if normalise else 1e-7)
+    shape = _conv_shape(num_hidden, normalise=normalise, label_at_places=num_hidden != 1)
+    _train_both(shape, models, rtol=1e-5 if normalise else 1e-7)
 
 
 @pytest.mark.parametrize("method", ["no_bprop", "dni", "cdni", "bprop"])
