@@ -12,9 +12,9 @@ STEPS, FILTERS = 20_000, 64
 QUICK_STEPS, QUICK_FILTERS = 300, 6
 QUICK_PREDICTOR_RATE = 1e-4
 
-LEARNING_RATE, PREDICTOR_RATE = 3e-3, 3e-3
+PREDICTOR_RATE = 3e-3
 DNI_RATES = (3e-4, 3e-3)
-WEIGHT_DECAY = 0.2  # where images are copied
+LEARNING_RATE, WEIGHT_DECAY = 3e-3, 0.2  # where images are copied
 
 
 def for_convolutions(recipe: Recipe, steps: int | None, filters: int | None) -> Recipe:
@@ -42,10 +42,9 @@ def _ours(recipe: Recipe, changes: str) -> Recipe:
     in 20 000 steps, and interfaces hardly (docs/log.md).
     """
     recipe = replace(recipe, normalise=True, label_at_places=True)
-    if "learning rate" not in changes:
-        recipe = replace(recipe, learning_rate=LEARNING_RATE)
     if "predictor rate" not in changes:
         recipe = replace(recipe, predictor_rate=PREDICTOR_RATE)
     if recipe.mirror:
-        recipe = replace(recipe, shift=0, weight_decay=WEIGHT_DECAY)
+        rate = recipe.learning_rate if "learning rate" in changes else LEARNING_RATE
+        recipe = replace(recipe, shift=0, weight_decay=WEIGHT_DECAY, learning_rate=rate)
     return recipe if changes else replace(recipe, dni_rates=DNI_RATES)
