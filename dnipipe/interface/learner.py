@@ -117,6 +117,10 @@ class Learner:
                 ) from error
         self._sums = state["sums"]
 
+    def twin(self) -> "Learner":
+        """Copies of the interfaces, by an Adam of their own and without replicas: what it learns stays in it."""
+        return Learner(copy.deepcopy(list(self._each())))
+
     @property
     def own_rates(self) -> str:
         """At which learning rates the interfaces begin where no optimizer was given, in words; a state that is loaded

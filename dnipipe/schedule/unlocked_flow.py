@@ -43,6 +43,7 @@ class UnlockedFlow(Flow):
         self.num_early_starts = 0
         self._inputs: deque[_Input] = deque()
         self._before: torch.cuda.Event | None = None
+        self._has_rehearsed = False
 
     @property
     def _early(self) -> EarlyUpward:
@@ -56,6 +57,7 @@ class UnlockedFlow(Flow):
         # a copy: it is still needed when the caller may have reused the memory
         net_input = net_input.detach().to(self.device, copy=True)
         self._inputs.append(_Input(microbatch, net_input))
+        self._rehearse(net_input)
         self.forward_span = "forward"
         if self.waits:
             received = super().receive()
@@ -70,6 +72,22 @@ class UnlockedFlow(Flow):
         self.forward_span = "early forward"
         with self._span("predict", microbatch):
             return self._synthetic(net_input)
+
+    def _rehearse(self, net_input: Tensor) -> None:
+        """On a GPU, once: copies of the models of the inputs predict and learn, so that all kernels for it are loaded.
+
+        The driver loads a kernel when it is first launched, and waits for all that stands on the GPU to do so. Under
+        NCCL a receive does, which a neighbour that stalls does not meet: just then this stage would wait, too.
+        """
+        if self._has_rehearsed or self.device.type != "cuda":
+            return
+        self._has_rehearsed = True
+        assert self.input_learner is not None
+        with torch.random.fork_rng([self.device]):
+            twin = self.input_learner.twin()
+            net_inputs = [net_input] * len(twin.interfaces)
+            twin.learn(net_inputs, None, twin.predict(net_inputs, None))
+            twin.end_step()
 
     def _synthetic(self, net_input: Tensor) -> list[Tensor]:
         assert self.input_learner is not None
