@@ -58,11 +58,11 @@ def table(rows: Sequence[PaperRow]) -> str:
     return "\n".join([*lines, "", *_speed(rows)]) + "\n"
 
 
-def picture(rows: Sequence[PaperRow], path: Path, x: str, of: Callable[[PaperRow], float]) -> None:
+def picture(rows: Sequence[PaperRow], path: Path, x: str, of: Callable[[PaperRow], float | None]) -> None:
     """Test error by held-out choice over whatever `of` reads off a row, with its spread over the seeds.
 
-    A panel for each dataset, network, recipe and number of steps; in it a line for each method, level if the method has
-    one place only.
+    A panel for each dataset, network, recipe and number of steps; in it a line for each method, a level one where `of`
+    reads None: the method has no such thing.
     """
     panels = sorted({(row.dataset, row.model, row.recipe, row.steps) for row in rows})
     figure, all_axes = _panels(x, len(panels))
@@ -74,7 +74,12 @@ def picture(rows: Sequence[PaperRow], path: Path, x: str, of: Callable[[PaperRow
         errors = [row.test_error_percent for row in here]
         if max(errors) < NARROW * min(errors):
             axes.set_yscale("linear")
-    figure.legend(*all_axes[0].get_legend_handles_labels(), loc="outside right upper", frameon=False, fontsize=9)
+    handles = {
+        label: handle for axes in all_axes for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
+    }
+    labels = [name for name in NAMES.values() if name in handles]
+    used = [handles[label] for label in labels]
+    figure.legend(used, labels, loc="outside right upper", frameon=False, fontsize=9)
     figure.savefig(path)
 
 
@@ -89,21 +94,22 @@ def curves(rows: Sequence[PaperRow], path: Path) -> None:
     figure.savefig(path)
 
 
-def _lines(axes: Axes, rows: Sequence[PaperRow], of: Callable[[PaperRow], float]) -> None:
-    levels = len({of(row) for row in rows}) > 1
-    if all(float(of(row)).is_integer() for row in rows):
+def _lines(axes: Axes, rows: Sequence[PaperRow], of: Callable[[PaperRow], float | None]) -> None:
+    placed = [(place, row) for row in rows if (place := of(row)) is not None]
+    if all(float(place).is_integer() for place, _ in placed):
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     for method in (method for method in NAMES if any(row.method == method for row in rows)):
-        by_place: dict[float, list[float]] = {}
-        for row in sorted((row for row in rows if row.method == method), key=of):
-            by_place.setdefault(of(row), []).append(row.test_error_percent)
-        means = [mean(errors) for errors in by_place.values()]
         look: dict[str, Any] = {"color": COLOURS[method], "label": NAMES[method]}
-        if levels and len(means) == 1:
-            axes.axhline(means[0], ls="--", lw=1.2, **look)
-        else:
-            spread = [stdev(errors) if len(errors) > 1 else 0.0 for errors in by_place.values()]
+        by_place: dict[float, list[float]] = {}
+        for place, row in sorted(placed, key=lambda pair: pair[0]):
+            if row.method == method:
+                by_place.setdefault(place, []).append(row.test_error_percent)
+        if by_place:
+            means, spread = zip(*((mean(e), stdev(e) if len(e) > 1 else 0.0) for e in by_place.values()), strict=True)
             axes.errorbar(list(by_place), means, spread, fmt="o-", lw=1.5, ms=4, capsize=2, **look)
+        else:
+            level = mean(row.test_error_percent for row in rows if row.method == method)
+            axes.axhline(level, ls="--", lw=1.2, **look)
 
 
 def _panels(x: str, count: int) -> tuple[Figure, list[Axes]]:

@@ -34,7 +34,7 @@ def jobs_of(order: Order) -> list[Job]:
 
 def write(rows: Sequence[PaperRow], path: Path) -> str:
     """Below the errors, how near the last synthetic gradients were; a second picture has it over training."""
-    picture(rows, path, "the one interface is after layer", lambda row: row.position or 0)
+    picture(rows, path, "the one interface is after layer", lambda row: row.position)
     nearness_picture(rows, path.with_name(f"{path.stem}_gradients.png"))
     lines = [
         "",

@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from benchmarks.paper.nearness import nearness_picture
+from benchmarks.paper.results import picture
 from benchmarks.paper.ticks import plain_log_ticks
 from tests.benchmarks.paper.test_experiments import ROW
 
@@ -33,6 +34,27 @@ def test_a_logarithmic_axis_has_plain_numbers() -> None:
     labels = [label.get_text() for label in axes.get_yticklabels() if bottom <= label.get_position()[1] <= top]
     assert labels == ["2", "5", "10", "20"]
     assert not any(label.get_text() for label in axes.get_yticklabels(minor=True))
+
+
+def test_what_has_one_place_is_a_point_and_what_has_none_a_level(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: dict[str, object] = {}
+    monkeypatch.setattr(Axes, "axhline", lambda axes, y, **look: drawn.update({look["label"]: y}))
+    errorbar = Axes.errorbar
+
+    def record(axes: Axes, x: list[float], y: object, *args: object, **look: str) -> object:
+        drawn[look["label"]] = x
+        return errorbar(axes, x, y, *args, **look)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Axes, "errorbar", record)
+    backprop = replace(SINGLE, method="bprop", position=None, layers=4, selection="held out", test_error_percent=3.0)
+    cdni = [replace(backprop, method="cdni", position=1, layers=layers) for layers in (3, 4)]
+    picture([backprop, *cdni], tmp_path / "layers.png", "layers", lambda row: row.layers)
+    assert drawn == {"backprop": [4], "cDNI": [3, 4]}
+    drawn.clear()
+    picture([backprop, *cdni], tmp_path / "position.png", "position", lambda row: row.position)
+    assert drawn == {"backprop": 3.0, "cDNI": [1]}
 
 
 def test_nearness_is_the_mean_over_the_seeds_measure_by_measure(
