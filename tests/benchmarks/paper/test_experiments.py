@@ -147,11 +147,12 @@ def test_cifar10_has_copies_and_decay_and_dni_rates_of_its_own_in_our_recipe_alo
 
 def test_a_rate_from_the_command_line_holds_for_every_method_and_dataset() -> None:
     argv = ["--dataset", "mnist,cifar10", "--predictor-rate", "0.5", "--seeds", "0"]
-    for network in ("fcn", "cnn"):
+    for network, shift in (("fcn", 2), ("cnn", 0)):
         order = read_order("every_layer", "", "3", "3", [*argv, "--network", network])
         jobs = [job for job in jobs_of(order) if job.num_hidden is not None]
         assert {model.predictor_rate for job in jobs for model in job.models} == {0.5}
-        assert {job.dataset: job.recipe.shift for job in jobs if job.recipe} == {"mnist": 0, "cifar10": 2}
+        copies = {job.dataset: (job.recipe.mirror, job.recipe.shift) for job in jobs if job.recipe}
+        assert copies == {"mnist": (False, 0), "cifar10": (True, shift)}
 
 
 def test_rates_fall_to_nothing_along_a_line_and_a_run_trains_by_them(
