@@ -98,12 +98,11 @@ def choose_lengths(
             num_stages,
             extra=extra_ms if measured else 0.0,
             sizes=[round(layer_bytes(config, layer, in_flight, num_stages)) for layer in layers],
-            max_size=_room_bytes(config, num_stages, device),
+            max_size=_room_bytes(config, num_stages, device) - _ahead_bytes(config, layers),
         )
     except ValueError as error:
-        raise ValueError(
-            f"the model does not fit its stages, in bytes for a size (pipeline.max_stage_gb): {error}"
-        ) from error
+        room = f"pipeline.max_stage_gb{_or_window(config)}"
+        raise ValueError(f"the model does not fit its stages, in bytes for a size ({room}): {error}") from error
     return [end - start for start, end in pairwise([0, *cuts, len(layers)])]
 
 
@@ -134,6 +133,17 @@ def plan_of(config: Config, num_stages: int) -> Schedule:
     if pipeline.schedule == "1F1B":
         return one_f_one_b.build(num_stages, pipeline.num_microbatches)
     return plans_of(config, num_stages)[-1]
+
+
+def _ahead_bytes(config: Config, layers: Sequence[LayerCost]) -> float:
+    """What a stage that starts before its input is there keeps of inputs until the models of them have learned."""
+    unlocked = config.pipeline.forward_unlocked
+    return 0.0 if unlocked is None else unlocked.window * max((each.output_bytes for each in layers[:-1]), default=0)
+
+
+def _or_window(config: Config) -> str:
+    unlocked = config.pipeline.forward_unlocked
+    return "" if unlocked is None else f", less what {type(unlocked).section}.window = {unlocked.window} takes"
 
 
 def _room_bytes(config: Config, num_stages: int, device: torch.device) -> float:

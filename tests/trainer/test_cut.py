@@ -13,7 +13,7 @@ import torch
 from rich.console import Console
 from torch import Tensor, nn
 
-from dnipipe.config import Config, ModelConfig, PipelineConfig
+from dnipipe.config import Config, ForwardUnlockedConfig, ModelConfig, PipelineConfig
 from dnipipe.partition import LayerCost, stage_costs
 from dnipipe.trainer.cut import FILE, Cut, choose_lengths, held, layer_bytes, state_bytes
 from dnipipe.trainer.measure import measure
@@ -48,6 +48,22 @@ def test_a_stage_that_has_no_room_is_not_chosen_and_no_room_at_all_is_refused() 
     assert _lengths(_config(max_stage_gb=three_layers_gb)) == [3, 2]
     with pytest.raises(ValueError, match="pipeline.max_stage_gb.*use more stages"):
         _lengths(_config(max_stage_gb=three_layers_gb * 0.6))
+
+
+def test_inputs_that_wait_for_the_models_of_inputs_take_room() -> None:
+    one_layer_gb = layer_bytes(_config(), LAYERS[0], 1, num_stages=2) / 1e9
+    layers = [replace(layer, output_bytes=MB) for layer in LAYERS]
+
+    def lengths(room_gb: float, window: int) -> list[int]:
+        config = _config(max_stage_gb=room_gb, forward_unlocked=ForwardUnlockedConfig(window=window))
+        return choose_lengths(config, layers, 2, 0.0, CPU)
+
+    assert lengths(4 * one_layer_gb, window=1) == lengths(3 * one_layer_gb + 0.0011, window=1) == [3, 2]
+    assert lengths(4 * one_layer_gb + 0.0011, window=1) == [4, 1]
+    with pytest.raises(ValueError, match=r"less what pipeline.forward_unlocked.window = 50 takes.*use more stages"):
+        lengths(3 * one_layer_gb, window=50)
+    with pytest.raises(ValueError, match=r"window = 5000 takes.*max_size = -"):
+        lengths(3 * one_layer_gb, window=5000)
 
 
 @pytest.mark.parametrize("given", [[5], [2, 2], [1, 2, 2]])
