@@ -65,10 +65,11 @@ def test_normalisation_with_pooling_is_that_of_torch(kind: str, side: int, size:
         running = [each.to(dtype) for each in (torch.zeros(6, 64, device="cuda"), torch.ones(6, 64, device="cuda"))]
         out = pooled(x.to(dtype), norm.to(dtype), running, size)
         results.append((out, *running, *torch.autograd.grad(out, (x, norm), grad.to(dtype))))
-    for own, reference in zip(*results, strict=True):
-        # what is nearly 0 before ReLU may come through by one and not by the other, which its channel then feels
+    for number, (own, reference) in enumerate(zip(*results, strict=True)):
         far = (own - reference).abs() > 1e-5 + 1e-3 * reference.abs()
-        assert far.float().mean() < 0.02
+        # what is nearly 0 before ReLU may come through by one and not by the other, which its channel's gradients feel
+        most = 0.02 if number > 2 else 0.0
+        assert far.float().mean() <= most, f"{number} of: out, running mean and variance, gradients of x and norm"
 
 
 @pytest.mark.parametrize("seeds, channels", [(1, 1), (1, 3), (2, 1), (2, 3)])
