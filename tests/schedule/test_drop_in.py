@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import time
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.distributed.pipelining import PipelineStage, Schedule1F1B
@@ -42,6 +45,26 @@ def test_keyword_arguments_of_the_first_stage_are_split_as_torch_splits_them() -
     assert run_ranks(2, _kwargs) == [True, True]
 
 
+def _kwargs_under_synthetic(rank: int, world: int) -> bool:
+    """kwargs of the first stage reach it, and its predictor sees the activation that they made."""
+    case = Case(m=2, lag=1)
+    pipeline = Pipeline(rank, world, case, wrap=Scaled)
+    oracle = Oracle(world, case)
+    scale = torch.linspace(0, 1, 6).unsqueeze(1)
+    for step in range(4):
+        x, y = models.batch("mlp", step, 6)
+        pipeline.schedule.step(*((x,) if rank == 0 else ()), target=y, **({"scale": scale} if rank == 0 else {}))
+        oracle.reference.step(x * scale, y, y)
+        for optimizer in (pipeline.optimizer, *oracle.optimizers):
+            optimizer.step()
+            optimizer.zero_grad()
+    return not differences(pipeline, oracle)
+
+
+def test_keyword_arguments_under_synthetic() -> None:
+    assert run_ranks(2, _kwargs_under_synthetic) == [True, True]
+
+
 def _with_eval(rank: int, world: int, m: int) -> list[str]:
     case = Case(m=m, lag=2)
     pipeline, oracle = Pipeline(rank, world, case), Oracle(world, case)
@@ -69,6 +92,22 @@ def _with_eval(rank: int, world: int, m: int) -> list[str]:
 def test_eval_before_between_and_after_steps_changes_nothing() -> None:
     for m in (1, 4):
         assert run_ranks(3, _with_eval, m) == [[], [], []]
+
+
+def _eval_first(rank: int, world: int) -> list[str]:
+    """eval() with other rows before the first step and between steps, as a Hugging Face loop does."""
+    case = Case("sequence", "local_head", m=2)
+    pipeline, oracle = Pipeline(rank, world, case), Oracle(world, case)
+    for step in range(4):
+        x, y = models.batch("sequence", 50 + step, 4 * (step + 1), models.T + step)
+        pipeline.schedule.eval(*((x,) if rank == 0 else ()), target=y)
+        pipeline.step(step)
+        oracle.step(step)
+    return differences(pipeline, oracle)
+
+
+def test_eval_may_have_other_shapes_than_training_also_before_the_first_step() -> None:
+    assert run_ranks(3, _eval_first) == [[], [], []]
 
 
 def _accumulated(rank: int, world: int) -> list[str]:
@@ -104,6 +143,46 @@ def _reused(rank: int, world: int) -> list[str]:
 
 def test_the_caller_may_reuse_the_memory_of_input_and_target_after_step() -> None:
     assert run_ranks(3, _reused) == [[], [], []]
+
+
+class PassThrough(nn.Module):
+    """Returns its activation and, as it came, a mask of the caller's."""
+
+    def __init__(self, stage: int, num_stages: int) -> None:
+        super().__init__()
+        self.net, self.last = nn.Linear(4, 4), stage == num_stages - 1
+        self.seen: list[tuple[float, float]] = []
+
+    def forward(self, x: Tensor, mask: Tensor) -> Any:
+        if self.last:
+            self.seen.append((float(mask.detach().min()), float(mask.detach().max())))
+            return self.net(x)
+        return self.net(x), mask
+
+
+def _reused_mask(rank: int, world: int) -> list[tuple[float, float]]:
+    module = PassThrough(rank, world)
+    schedule = ScheduleDNI(
+        PipelineStage(module, rank, world, CPU),
+        1,
+        lambda output, target: output.square().mean(),
+        policy="synthetic",
+        labels="none",
+    )
+    # torch 2.11 takes the mask for something that needs a gradient, and the predictor would be as wide
+    width = 2_000_000 if hasattr(schedule._stage, "_stage_meta") else 10_000
+    x, mask = torch.randn(2, 4), torch.empty(2, width)
+    for step in range(5):
+        mask.fill_(float(step))
+        schedule.step(*((x, mask) if rank == 0 else ()), **({"target": x} if rank == world - 1 else {}))
+        if rank == world - 1:
+            time.sleep(0.05)
+    return module.seen[-5:]
+
+
+def test_an_input_that_is_also_an_output_may_be_overwritten_after_step() -> None:
+    """It was sent from the caller's memory, up to `lag` microbatches later."""
+    assert run_ranks(2, _reused_mask)[1] == [(float(step), float(step)) for step in range(5)]
 
 
 def test_register_makes_torch_know_the_name() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed.pipelining import PipelineStage, Schedule1F1B
 
 from dnipipe import ScheduleDNI
@@ -71,3 +71,66 @@ def _ignored(rank: int, world: int) -> float:
 
 def test_a_loss_with_ignored_tokens_gives_finite_weights() -> None:
     assert all(abs(value) < 1e6 for value in run_ranks(2, _ignored))
+
+
+def _bytes(rank: int, world: int) -> float:
+    module = models.build("sequence", world)[rank]
+    schedule = ScheduleDNI(
+        PipelineStage(module, rank, world, CPU),
+        2,
+        lambda output, target: models.loss_fn(output, target.long()),
+        policy="synthetic",
+    )
+    for step in range(3):
+        x, y = models.batch("sequence", step, 4)
+        schedule.step(*((x,) if rank == 0 else ()), target=y.to(torch.uint8))
+    schedule.flush()
+    return float(schedule.metrics["loss"])
+
+
+def test_bytes_as_labels() -> None:
+    """An unsigned label cannot hold the mark for "no label"."""
+    assert all(0.0 < loss < 10.0 for loss in run_ranks(2, _bytes))
+
+
+def _with_target_ids(rank: int, world: int, out: int, largest: int) -> float:
+    """The last axis of the output is no axis of classes, or the target's numbers are no classes."""
+    module = nn.Linear(models.D, models.D if rank < world - 1 else out)
+    schedule = ScheduleDNI(
+        PipelineStage(module, rank, world, CPU),
+        2,
+        lambda output, target: (output.mean(1) - target.float() / largest).square().mean(),
+        unlock_after_steps=2,
+    )
+    for step in range(6):
+        x = models.batch("mlp", step, 8)[0]
+        target = torch.randint(0, largest + 1, (8,), generator=torch.Generator().manual_seed(step))
+        schedule.step(*((x,) if rank == 0 else ()), target=target)
+    schedule.flush()
+    return float(schedule.metrics["loss"])
+
+
+def test_an_integer_target_that_is_no_class_of_the_last_axis_does_no_harm() -> None:
+    """The number of classes is a guess: binary labels on one logit, or ids up to 1000, were out of range."""
+    for out, largest in ((1, 1), (12, 1000)):
+        assert all(0.0 < loss < 10.0 for loss in run_ranks(2, _with_target_ids, out, largest))
+
+
+def _labels_later(rank: int, world: int) -> list[str]:
+    module = models.build("sequence", world)[rank]
+    next(module.parameters()).register_hook(lambda grad: grad)  # so auto cannot hold graphs, and needs predictors
+    schedule = ScheduleDNI(PipelineStage(module, rank, world, CPU), 2, models.loss_fn, unlock_after_steps=1)
+    policies = []
+    for step in range(4):
+        x, y = models.batch("sequence", step, 4)
+        if step == 2:
+            schedule.reset_shapes()
+        told = rank == world - 1 or step >= 2
+        schedule.step(*((x,) if rank == 0 else ()), **({"target": y} if told else {}))
+        policies.append(str(schedule.metrics["policy"]))
+    return policies
+
+
+def test_labels_that_come_later_unlock_what_stayed_at_wait() -> None:
+    for policies in run_ranks(2, _labels_later):
+        assert policies == ["wait", "wait", "synthetic", "synthetic"]
