@@ -40,3 +40,17 @@ def train(module: nn.Module, optimizer: StageOptimizer, steps: Iterable[int]) ->
 
 def same(one: nn.Module, other: nn.Module) -> bool:
     return all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
+
+
+def loaded(module: nn.Module, state: dict[str, Any], **options: Any) -> StageOptimizer:
+    """A new optimizer that goes on from a state."""
+    optimizer = make_optimizer(module, **options)
+    optimizer.load_state_dict(state)
+    return optimizer
+
+
+def state_of(module: nn.Module, **options: Any) -> dict[str, Any]:
+    """An optimizer's state after two steps."""
+    optimizer = make_optimizer(module, **options)
+    train(module, optimizer, range(2))
+    return optimizer.state_dict()

@@ -42,6 +42,15 @@ def test_other_rates_and_filters_show_in_the_name() -> None:
     assert for_convolutions(asked, None, None).predictor_rate == OURS.predictor_rate
 
 
+def test_a_rate_from_the_command_line_holds_for_every_method_and_dataset() -> None:
+    argv = ["--dataset", "mnist,cifar10", "--predictor-rate", "0.5", "--seeds", "0", "--layers", "3"]
+    for network, shift in (("fcn", 2), ("cnn", 0)):
+        jobs = [job for job in jobs_of(_order(*argv, "--network", network)) if job.num_hidden is not None]
+        assert {model.predictor_rate for job in jobs for model in job.models} == {0.5}
+        copies = {job.dataset: (job.recipe.mirror, job.recipe.shift) for job in jobs if job.recipe}
+        assert copies == {"mnist": (False, 0), "cifar10": (True, shift)}
+
+
 def test_ours_for_convolutions_predicts_scaled_targets_and_copies_less() -> None:
     for dataset, shift in (("mnist", 0), ("cifar10", 2)):
         linear = for_dataset(OURS, dataset)

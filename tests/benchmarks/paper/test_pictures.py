@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from benchmarks.paper.nearness import nearness_picture
 from benchmarks.paper.results import picture
 from benchmarks.paper.ticks import plain_log_ticks
-from tests.benchmarks.paper.test_experiments import ROW
+from tests.benchmarks.paper.made_up import ROW
 
 SINGLE = replace(
     ROW,
