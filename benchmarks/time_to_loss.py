@@ -53,7 +53,7 @@ from benchmarks.workload import HEAD_WIDTH, Workload
 from dnipipe.data import stdlib_sources
 from dnipipe.data.sources import find_files
 from dnipipe.interface import TensorMeta, check_interface
-from dnipipe.plan.late_weights import prediction_factor
+from dnipipe.plan.late_weights import foretold_distance
 from dnipipe.schedule.policy import LATE, Policy
 
 NAME = "benchmarks.time_to_loss"
@@ -103,7 +103,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--transports", metavar="NAME,...", help="group, direct (default: direct where ranks share a GPU, else group)")
     add("--unlock-after-steps", type=int, metavar="N", help="of DNI, under wait (default: a tenth of each run)")
     add_in_flight(parser)
-    late = "of stale and corrected, as of ScheduleDNI: predicted, predicted*3, ... (default: predicted)"
+    late = "of stale and corrected, as of ScheduleDNI: predicted, predicted@3, ... (default: predicted)"
     add("--late-weights", default=Policy.late_weights, metavar="HOW,...", help=late)
     add("--optimizer", choices=("AdamW", "Muon"), default="AdamW")
     _add_sizes(parser)
@@ -247,7 +247,7 @@ def _late_weights(text: str) -> list[str]:
     values = text.split(",")
     try:
         for value in values:
-            prediction_factor(value)
+            foretold_distance(value)
     except ValueError as error:
         raise ValueError(f"--late-weights {text}: {error}") from None
     return values

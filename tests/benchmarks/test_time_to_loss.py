@@ -351,7 +351,7 @@ def test_the_simulation_from_files(tmp_path: Path, capsys: pytest.CaptureFixture
         ),
         (
             "--late-weights predicted*2,",
-            "unknown late_weights '': choose one of predicted, old, new, or predicted*FACTOR",
+            "unknown late_weights '': choose one of predicted, old, new, or predicted*FACTOR or",
         ),
         ("--transports direct", "--transports direct: choose of group"),
         ("--interfaces magic", "unknown interface 'magic'"),
