@@ -18,7 +18,7 @@ from benchmarks.workload import Workload, make_optimizer, token_loss
 from dnipipe import ScheduleDNI
 from dnipipe.observe.chunks import Held, watch_chunks
 from dnipipe.observe.trace import Trace
-from dnipipe.schedule.policy import LATE
+from dnipipe.schedule.policy import LATE, Policy
 
 TORCH_SCHEDULES = ("GPipe", "1F1B", "Interleaved1F1B", "InterleavedZeroBubble", "ZBVZeroBubble")
 TIMEOUT_S = 60.0  # for a neighbour
@@ -27,18 +27,26 @@ INTERFACES = ("linear", "local_head", "transformer")
 
 @dataclass(frozen=True)
 class Entry:
-    """Who competes. interface, transport, policy: of DNI; None for torch's own schedules."""
+    """Who competes. interface, transport, policy: of DNI; None for torch's own schedules. late_weights: as of
+    ScheduleDNI, of late policies alone; None: its default."""
 
     schedule: str
     interface: str | None = None
     transport: str | None = None
     policy: str | None = None
+    late_weights: str | None = None
 
     @property
     def title(self) -> str:
         policy = self.policy if self.policy != "synthetic" else None
         transport = self.transport if self.transport == "direct" else None
-        return " ".join(part for part in (self.schedule, self.interface, policy, transport) if part)
+        parts = (self.schedule, self.interface, policy, unusual_weights(self.late_weights), transport)
+        return " ".join(part for part in parts if part)
+
+
+def unusual_weights(late_weights: str | None) -> str | None:
+    """As a reader is told of them: None for the default."""
+    return None if late_weights == Policy.late_weights else late_weights
 
 
 def entries(transports: tuple[str, ...]) -> tuple[Entry, ...]:
@@ -155,6 +163,8 @@ def make_schedule(
     """
     if entry.schedule == "DNI":
         assert entry.transport is not None and entry.policy is not None
+        if entry.late_weights is not None:
+            of_dni["late_weights"] = entry.late_weights
         return ScheduleDNI(
             stages[0],
             num_microbatches,

@@ -91,8 +91,8 @@ class Grouped:
         self.stages, self.learners, self.loss_fn = list(stages), list(learners), loss_fn
         self.num_microbatches, self.policy = num_microbatches, policy
         self.step_count = 0
-        factor = policy.prediction if policy.late else None
-        self._predictions = [WeightPrediction(stage, masters, factor) for stage in stages] if factor else []
+        distance = policy.prediction if policy.late else None
+        self._predictions = [WeightPrediction(stage, masters, distance) for stage in stages] if distance else []
         self._held: list[_Held] = []
         self._lessons: dict[int, list[tuple[int, Tensor, Tensor, Tensor]]] = defaultdict(list)
 

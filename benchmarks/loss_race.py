@@ -74,8 +74,7 @@ class Contender:
     @property
     def key(self) -> tuple[str, int]:
         """As LossRow.contender."""
-        entry = self.entry
-        return label(entry.schedule, entry.policy, entry.interface, entry.transport), self.microbatches
+        return label(self.entry), self.microbatches
 
     def __str__(self) -> str:
         return f"{self.key[0]}, M = {self.microbatches}"
@@ -274,6 +273,7 @@ class Race:
             own_microbatches=self._own.get(entry),
             microbatch_size=workload.microbatch_size,
             in_flight=self.settings.task.in_flight if entry.policy in LATE else None,
+            late_weights=entry.late_weights,
             **self._facts,
             **of_run,
         )

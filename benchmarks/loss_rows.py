@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from .contestants import TORCH_SCHEDULES
+from .contestants import TORCH_SCHEDULES, Entry, unusual_weights
 from .rows import grouped, many
 
 SEARCH, EQUAL_STEPS, EQUAL_TIME, LENGTH = "search", "equal steps", "equal time", "length"
@@ -30,8 +30,8 @@ class LossRow:
         purpose: why this run was: "search" (of a learning rate), "equal steps" (as many as 1F1B), "equal time" (as many
             as fit in 1F1B's seconds) or "length" (another number of steps).
         refused: what torch said when it refused this schedule; then all that would have been measured is None.
-        unlock_after_steps: of DNI alone: steps under `wait`, part of `steps`. in_flight: of stale and corrected, as of
-            ScheduleDNI; None: its default.
+        unlock_after_steps: of DNI alone: steps under `wait`, part of `steps`. in_flight, late_weights: of stale and
+            corrected, as of ScheduleDNI; None: its default.
         seconds: of training, no evaluation counted. step_ms: seconds by steps.
         before_ms, after_ms: of an unlocked step, timed before and after all runs: how steady the machine was. None: not
             timed.
@@ -71,6 +71,7 @@ class LossRow:
     learning_rate: float | None = None
     unlock_after_steps: int | None = None
     in_flight: int | None = None
+    late_weights: str | None = None
     steps: int | None = None
     seconds: float | None = None
     step_ms: float | None = None
@@ -89,16 +90,18 @@ class LossRow:
     @property
     def label(self) -> str:
         """The schedule as a reader tells it from others: "1F1B", "DNI corrected local_head"."""
-        return label(self.schedule, self.policy, self.interface, self.transport)
+        return label(self)
 
     @property
     def contender(self) -> tuple[str, int]:
         return self.label, self.microbatches
 
 
-def label(schedule: str, policy: str | None, interface: str | None, transport: str | None) -> str:
-    """Policies are what is compared here, so each is named; of the transports only direct copies are."""
-    parts = (schedule, policy, interface, transport if transport == "direct" else None)
+def label(of: Entry | LossRow) -> str:
+    """Policies are what is compared here, so each is named; of the transports only direct copies are, and of late
+    weights those that are not the default."""
+    transport = of.transport if of.transport == "direct" else None
+    parts = (of.schedule, of.policy, of.interface, unusual_weights(of.late_weights), transport)
     return " ".join(part for part in parts if part)
 
 

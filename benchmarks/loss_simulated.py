@@ -120,6 +120,7 @@ def _row(loss: Loaded, pace: Loaded, wait_ms: float, purpose: str, command: str)
         purpose=purpose,
         learning_rate=loss.get("learning_rate"),
         unlock_after_steps=None if backprop else unlock,
+        late_weights=loss.get("late_weights") if loss["policy"] in LATE else None,
         steps=steps,
         seconds=seconds(steps),
         step_ms=seconds(steps) / steps * 1e3,

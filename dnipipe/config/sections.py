@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal, TypeAlias
 
 import yaml
 
-from ..plan.late_weights import prediction_factor
+from ..plan.late_weights import foretold_distance
 from ..plan.phases import AUTO, parse_phases
 from .section import Section
 from .unlocked import ForwardUnlockedConfig
@@ -113,8 +113,8 @@ class PipelineConfig(Section):
     the last, falling, stage i's from S - i to 2 (S - i) - 1. null: S - i. auto: by transfers measured at the start."""
     late_weights: str = "predicted"
     """Of a backward in a later step than its forward, under stale and corrected: predicted, foretold at the forward for
-    the step of the backward (predicted*2: twice as far); old, copies of those of the forward; or new, those of the
-    backward, which meet old activations."""
+    the step of the backward (predicted*2: twice as far; predicted@3: three updates ahead, however late); old, copies of
+    those of the forward; or new, those of the backward, which meet old activations."""
     unlock_after_steps: int | None = None
     """Optimizer steps under `wait` before a policy of one name; at least 0, null for none, or for what auto chooses."""
     forward_unlocked: ForwardUnlockedConfig | None = None
@@ -138,7 +138,7 @@ class PipelineConfig(Section):
             except ValueError as error:
                 raise ValueError(f"pipeline.policy = {self.policy!r}: {error}") from None
         try:
-            prediction_factor(self.late_weights)
+            foretold_distance(self.late_weights)
         except ValueError as error:
             raise ValueError(f"pipeline.late_weights = {self.late_weights!r}: {error}") from None
 

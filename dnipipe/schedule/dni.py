@@ -55,9 +55,9 @@ class ScheduleDNI(PipelineScheduleSingle):
       optimizer: of the weights, "AdamW" or "Muon", which auto goes by; None: another.
       in_flight: microbatches that each stage but the last holds under stale and corrected, or the first alone; "auto"
         measures how many hide the transfers; None: the least, num_stages - i on stage i (Policy).
-      late_weights: of a late backward: "predicted" or "predicted*2", "old", "new" (Policy). steps_per_update:
-        step() calls for each step of the optimizer. master_weights: float32 copies that it moves, by parameter, where
-        parameters are in half precision; predictions are made of them.
+      late_weights: of a late backward: "predicted", "predicted*2" or "predicted@3", "old", "new" (Policy).
+        steps_per_update: step() calls for each step of the optimizer. master_weights: float32 copies that it moves, by
+        parameter, where parameters are in half precision; predictions are made of them.
       lag: microbatches between an activation and the true gradient that trains its predictor; also how far a stage may
         lead the next one. At least 1.
       transport: what carries the exchanges: "group" (the process group: NCCL, gloo), "direct" (copies between GPUs of

@@ -77,7 +77,7 @@ class LateFlow(Flow):
         self._graphs: deque[_Graph] = deque()
         self._weights: OldWeights | None = None  # of this step
         self._used: OldWeights | None = None  # of the newest forward
-        self._prediction = WeightPrediction(module, masters, self.policy.prediction or 1.0)
+        self._prediction = WeightPrediction(module, masters, self.policy.prediction)
         # what completed backwards leave to the next update, one per parameter; () where there is nothing
         self._carried: Sequence[Tensor | None] = ()
         # DDP's own reduction hangs on the parameters, where late backwards do not come

@@ -54,14 +54,14 @@ class LateReference(Reference):
 
     def _weights_for(self, index: int) -> nn.Module:
         """The stage with which the present microbatch goes forward and backward."""
-        ahead, factor = 0, self.policy.prediction
-        if factor and self._before:
+        ahead, distance = 0, self.policy.prediction
+        if distance and self._before:
             place = (index, len(self.stages), self.microbatch - self._since, self.num_microbatches)
             ahead = self.policy.updates_late(*place)
         if ahead not in self._old[index]:
             kept = self._old[index][ahead] = self._kept(self.stages[index])
-            if ahead and factor:
-                weight = 1.0 + factor * ahead
+            if ahead and distance:
+                weight = 1.0 + distance(ahead)
                 for each, now, before in zip(kept.parameters(), self._newest[index], self._before[index], strict=True):
                     each.data = torch.lerp(before, now, weight)
         return self._old[index][ahead]

@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 from ..plan.in_flight import in_flight_by_stage
-from ..plan.late_weights import prediction_factor
+from ..plan.late_weights import Distance, foretold_distance
 from ..plan.phases import AUTO as AUTO
 from ..plan.phases import LATE as LATE
 from ..plan.phases import PREDICTING, Phase, parse_phases, text_of
@@ -44,9 +44,9 @@ class Policy:
           that hide the transfers measured at the first step (plan/dial.py).
           late_weights: with which a microbatch whose backward falls into a later step goes forward and backward under
           stale and corrected: "predicted": foretold for the backward (weight_prediction.py), "predicted*2" twice as
-          far from the present ones as the newest update says, or any other factor above 0; "old": those of the
-          forward, kept (old_weights.py); "new": for the backward those that are there by then, which meet old
-          activations.
+          far from the present ones as the newest update says, or any other factor above 0; "predicted@3" three such
+          updates from them however late, or any other number; "old": those of the forward, kept (old_weights.py);
+          "new": for the backward those that are there by then, which meet old activations.
           steps_per_update: step() calls for each step of the optimizer, which comes after the last of them.
     Raises: ValueError for an unknown name, phases that make no sense, or a value out of range.
     """
@@ -80,7 +80,7 @@ class Policy:
             raise ValueError(
                 f"in_flight is for the policies {' and '.join(LATE)}: with policy {self.name!r} leave it out"
             )
-        prediction_factor(self.late_weights)
+        foretold_distance(self.late_weights)
         if self.steps_per_update < 1:
             raise ValueError(f"steps_per_update must be at least 1 step() call, got {self.steps_per_update}")
         numbers = self.in_flight if isinstance(self.in_flight, tuple) else (self.in_flight,)
@@ -113,9 +113,9 @@ class Policy:
         return any(phase.policy in LATE for phase in self.phases)
 
     @cached_property
-    def prediction(self) -> float | None:
-        """How far late weights are foretold, times what the newest update says; None: they are not."""
-        return prediction_factor(self.late_weights)
+    def prediction(self) -> Distance | None:
+        """How far late weights are foretold; None: they are not."""
+        return foretold_distance(self.late_weights)
 
     @property
     def needs_predictor(self) -> bool:

@@ -1,15 +1,16 @@
 """Weights some updates ahead, for microbatches whose gradient will join a later update.
 
-    w(t + l) is about w(t) + factor l (w(t) - w(t - 1))        l: updates from the forward to the backward
+    w(t + l) is about w(t) + d(l) (w(t) - w(t - 1))        l: updates from the forward to the backward
 
-A gradient that is l updates late is then one at about the weights that it moves. Optimizers with momentum move the
-weights much the same way for some updates, so the newest update foretells the next ones, whatever the optimizer is.
+With d(l) = l a gradient that is l updates late is one at about the weights that it moves. Optimizers with momentum move
+the weights much the same way for some updates, so the newest update foretells the next ones, whatever the optimizer is.
 
-A factor above 1 goes further than the weights will: a gradient from there says earlier that a direction is used up.
+A larger distance goes further than the weights will: a gradient from there says earlier that a direction is used up.
+But far ahead the newest update foretells nothing: so d may be the same for all l, as in plan/late_weights.py.
 
 Sources: Chen et al. 2018, SpecTrain; Guan et al. 2019, XPipe, which predict by the optimizer's moments instead.
 
-Price, in sets of weights: the present ones once more (in float32 where there are masters), and one for each l that
+Price, in sets of weights: the present ones once more (in float32 where there are masters), and one for each d that
 occurs, which lives as long as a graph uses it: each update makes new ones while those before may still be in use.
 """
 
@@ -22,6 +23,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor, nn
 
+from ..plan.late_weights import Distance
 from .old_weights import OldWeights
 
 AT_ONCE = 16
@@ -33,11 +35,12 @@ Masters: TypeAlias = Mapping[nn.Parameter, Tensor]
 class WeightPrediction:
     """The weights of one stage as foretold.
 
-    Args: module: the stage. masters: of parameters in half precision, in which an update may be lost. factor: as above.
+    Args: module: the stage. masters: of parameters in half precision, in which an update may be lost. distance: d;
+          None: d(l) = l.
     """
 
-    def __init__(self, module: nn.Module, masters: Masters | None = None, factor: float = 1.0) -> None:
-        self._module, self._masters, self._factor = module, masters or {}, factor
+    def __init__(self, module: nn.Module, masters: Masters | None = None, distance: Distance | None = None) -> None:
+        self._module, self._masters, self._distance = module, masters or {}, distance or Distance()
         self._before: dict[nn.Parameter, Tensor] = {}  # the weights of this update; while _asked, of the last
         self._made: dict[int, OldWeights] = {}
         self._asked: list[int] | None = None  # by begin_update(), and not made yet
@@ -69,20 +72,22 @@ class WeightPrediction:
         values = self._values()
         # layers that were frozen or unfrozen meanwhile have no update to go by
         knows = values.keys() == self._before.keys()
-        self._made = {late: self._foretold(late, values) for late in lates} if knows and not self._is_off else {}
+        distances = {late: self._distance(late) for late in lates} if knows and not self._is_off else {}
+        made = {distance: self._foretold(distance, values) for distance in dict.fromkeys(distances.values())}
+        self._made = {late: made[distance] for late, distance in distances.items()}
         if not knows:
             self._before = {parameter: value.clone() for parameter, value in values.items()}
         elif values:
             torch._foreach_copy_([self._before[parameter] for parameter in values], list(values.values()))
 
-    def _foretold(self, late: int, values: dict[nn.Parameter, Tensor]) -> OldWeights:
+    def _foretold(self, distance: float, values: dict[nn.Parameter, Tensor]) -> OldWeights:
         # one pass, few launches: beyond its end, a line from the weights before to the present ones
         ahead: list[Tensor] = []
         parameters, present = list(values), list(values.values())
         for first in range(0, len(present), AT_ONCE):  # in float32 no more than so many at a time
             part = slice(first, first + AT_ONCE)
             before = [self._before[parameter] for parameter in parameters[part]]
-            made = torch._foreach_lerp(before, present[part], 1.0 + self._factor * late)
+            made = torch._foreach_lerp(before, present[part], 1.0 + distance)
             ahead += [each.to(parameter.dtype) for parameter, each in zip(parameters[part], made, strict=True)]
         return OldWeights(self._module, ahead)
 

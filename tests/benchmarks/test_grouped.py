@@ -58,7 +58,7 @@ CASES = [
     *[
         (prefix + name, m, in_flight, weights)
         for name, m, in_flight in itertools.product(("stale", "corrected"), (1, 2, 4, 8), (None, 2 * STAGES - 1))
-        for prefix, weights in (("", "old"), ("wait:2,", "predicted*2"), ("", "new"))
+        for prefix, weights in (("", "old"), ("wait:2,", "predicted*2"), ("", "predicted@3"), ("", "new"))
     ],
 ]
 
@@ -80,7 +80,7 @@ def test_grouped_learns_what_the_reference_learns(name: str, m: int, in_flight: 
 
 def test_the_weights_of_a_late_backward_make_a_difference() -> None:
     ends = {}
-    for weights in ("old", "new", "predicted", "predicted*3"):
+    for weights in ("old", "new", "predicted", "predicted*3", "predicted@3"):
         stages, _ = _modules()
         policy = Policy("stale", late_weights=weights)
         trainer = Grouped(stages, [None] * STAGES, models.loss_fn, num_microbatches=2, policy=policy)

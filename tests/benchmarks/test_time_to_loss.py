@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -211,6 +212,36 @@ def test_a_race_end_to_end(tmp_path: Path, capfd: pytest.CaptureFixture[str]) ->
 
 
 @pytest.mark.timeout(200)
+def test_each_way_of_late_weights_is_a_contender_of_its_own(tmp_path: Path) -> None:
+    path = tmp_path / "rows.json"
+    options = (
+        f"{TINY} --steps 8 --microbatches 2 --policies synthetic,stale --schedules= --best-microbatches= --seeds 3 "
+        f"--unlock-after-steps 0 --learning-rates 8e-3,2e-3 --search-steps 4 --no-equal-time --late-weights"
+    )
+    assert time_to_loss.main([*options.split(), "predicted,predicted*3,new", "--json", str(path)]) == 0
+    rows = read_rows_of(LossRow, path)
+    equal = [row for row in rows if row.purpose == EQUAL_STEPS]
+    assert [(row.label, row.late_weights) for row in equal] == [
+        ("1F1B", None), ("DNI synthetic local_head", None), ("DNI stale", "predicted"),
+        ("DNI stale predicted*3", "predicted*3"), ("DNI stale new", "new"),
+    ]  # fmt: skip
+    assert len({row.final_bpb for row in equal}) == 5, "no two went by the same weights"
+    for row in equal:  # each by the best of its own search
+        searched = [each for each in rows if each.purpose == SEARCH and each.contender == row.contender]
+        assert [each.learning_rate for each in searched] == [8e-3, 2e-3]
+        assert row.learning_rate == min(searched, key=lambda each: each.final_bpb or math.inf).learning_rate
+    assert "| DNI stale predicted*3 |" in path.with_suffix(".md").read_text()
+
+
+def test_rows_of_before_there_was_a_choice_of_late_weights_still_load(tmp_path: Path) -> None:
+    path, row = tmp_path / "rows.json", asdict(a_row("DNI", policy="stale"))
+    del row["late_weights"]
+    path.write_text(json.dumps([row]))
+    (loaded,) = read_rows_of(LossRow, path)
+    assert (loaded.label, loaded.late_weights) == ("DNI stale", None)
+
+
+@pytest.mark.timeout(200)
 def test_a_run_that_diverges_ends_there_and_has_no_loss(tmp_path: Path) -> None:
     path = tmp_path / "rows.json"
     options = f"{TINY} --steps 9 --policies= --schedules= --best-microbatches= --learning-rates 1e30"
@@ -271,6 +302,7 @@ def test_loss_by_step_and_seconds_of_a_step_make_a_time_to_loss() -> None:
         ("DNI stale direct", 4, LENGTH, 800),
     ]  # fmt: skip
     assert not any(row.measured for row in rows)
+    assert [row.late_weights for row in rows] == [None, None, "predicted", "predicted"]
     # 100 steps as 1F1B's, then its own
     assert [row.seconds for row in rows] == pytest.approx([100.0, 90.0, 10 + 54.0, 10 + 42.0])
     assert [point[1] for point in rows[2].curve] == pytest.approx([10.0, 34.0, 64.0])
@@ -313,6 +345,14 @@ def test_the_simulation_from_files(tmp_path: Path, capsys: pytest.CaptureFixture
         ("--seeds -1", "--seeds is a list of numbers from 0 on such as 0,1, got '-1'"),
         ("--policies late", "--policies late: choose of synthetic, stale, corrected"),
         ("--schedules 2F2B", "--schedules 2F2B: choose of GPipe, 1F1B, "),
+        (
+            "--late-weights predicted,predicted*0",
+            "--late-weights predicted,predicted*0: unknown late_weights 'predicted*0'",
+        ),
+        (
+            "--late-weights predicted*2,",
+            "unknown late_weights '': choose one of predicted, old, new, or predicted*FACTOR or",
+        ),
         ("--transports direct", "--transports direct: choose of group"),
         ("--interfaces magic", "unknown interface 'magic'"),
         ("--data /nowhere", "there is no file or folder /nowhere"),

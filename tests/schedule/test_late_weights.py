@@ -168,14 +168,38 @@ def test_unknown_old_weights_are_refused() -> None:
         Policy("stale", late_weights="recompute")
 
 
-@pytest.mark.parametrize("text", ["predicted*", "predicted*0", "predicted*-1", "predicted*nan", "old*2", "predicted*x"])
-def test_a_factor_is_a_number_above_0_and_of_foretold_weights_alone(text: str) -> None:
-    with pytest.raises(ValueError, match=r"choose one of predicted, old, new, or predicted\*FACTOR"):
+@pytest.mark.parametrize(
+    "text",
+    [
+        "predicted*",
+        "predicted*0",
+        "predicted*-1",
+        "predicted*nan",
+        "old*2",
+        "predicted*x",
+        "predicted@",
+        "predicted@0",
+        "new@3",
+        "predicted*2@3",
+        "*2",
+    ],
+)
+def test_a_distance_is_a_number_above_0_and_of_foretold_weights_alone(text: str) -> None:
+    with pytest.raises(
+        ValueError, match=r"choose one of predicted, old, new, or predicted\*FACTOR or predicted@UPDATES"
+    ):
         Policy("stale", late_weights=text)
 
 
 @pytest.mark.parametrize(
-    "text, factor", [("predicted", 1.0), ("predicted*2", 2.0), ("predicted*.5", 0.5), ("old", None)]
+    "text, far",
+    [("predicted", (1, 2, 3)), ("predicted*2", (2, 4, 6)), ("predicted*.5", (0.5, 1, 1.5)), ("predicted@3", (3, 3, 3))],
 )
-def test_how_far_weights_are_foretold(text: str, factor: float | None) -> None:
-    assert Policy("stale", late_weights=text).prediction == factor
+def test_how_far_weights_are_foretold(text: str, far: tuple[float, ...]) -> None:
+    distance = Policy("stale", late_weights=text).prediction
+    assert distance is not None and tuple(distance(late) for late in (1, 2, 3)) == far
+
+
+@pytest.mark.parametrize("text", ["old", "new"])
+def test_some_weights_are_not_foretold(text: str) -> None:
+    assert Policy("stale", late_weights=text).prediction is None

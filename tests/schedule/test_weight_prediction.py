@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from dnipipe.plan.late_weights import Distance
 from dnipipe.schedule.late import LateFlow
 from dnipipe.schedule.old_weights import OldWeights
 from dnipipe.schedule.weight_prediction import WeightPrediction
@@ -21,7 +22,7 @@ STEPS = 7
 def _cases(world: int) -> list[Case]:
     kinds = itertools.cycle([("mlp", "mlp", "local"), ("sequence", "linear", "relay"), ("mlp", "linear", "none")])
     optimizers, in_flight = itertools.cycle(["optimizer", "adamw"]), itertools.cycle([None, 2 * world - 1])
-    weights, cases = itertools.cycle(["predicted", "predicted*2", "predicted*0.7", "predicted", "predicted*3"]), []
+    weights, cases = itertools.cycle(["predicted", "predicted*2", "predicted@3", "predicted*0.7", "predicted@1.5"]), []
     for policy, m, unlock in itertools.product(("stale", "corrected"), (1, 2, 4), (0, 2)):
         kind, interface, labels = next(kinds)
         case = Case(kind, interface, m, policy, unlock_after_steps=unlock, labels=labels, late_weights=next(weights))
@@ -87,6 +88,19 @@ def test_the_foretelling_goes_along_the_newest_update() -> None:
     assert torch.allclose(_weights(prediction.ahead(3)), module.weight + 3 * (module.weight - first))
     assert prediction.ahead(3) is prediction.ahead(3)  # one copy, however many microbatches use it
     assert prediction.ahead(0) is None
+
+
+def test_one_distance_for_all_is_one_copy_for_all() -> None:
+    module = nn.Linear(2, 2, bias=False)
+    prediction = WeightPrediction(module, distance=Distance(2.5, alike=True))
+    prediction.begin_update([1, 3])
+    first = module.weight.detach().clone()
+    prediction.end_update()
+    with torch.no_grad():
+        module.weight.add_(0.25)
+    prediction.begin_update([1, 3])
+    assert torch.allclose(_weights(prediction.ahead(1)), module.weight + 2.5 * (module.weight - first))
+    assert prediction.ahead(1) is prediction.ahead(3) and prediction.ahead(0) is None
 
 
 def test_masters_know_updates_that_half_precision_loses() -> None:
