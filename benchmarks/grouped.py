@@ -104,7 +104,8 @@ class Grouped:
         self._current = [OldWeights(stage) for stage in self.stages] if holds else []
         of_step = groups(self.policy, last + 1, self.num_microbatches, step=self.step_count)
         for stage, prediction in enumerate(self._predictions):
-            prediction.begin_update(sorted({group.late[stage] for group in of_step} - {0}))
+            assert self.policy.prediction is not None
+            prediction.begin_update(self.policy.prediction.needed(group.late[stage] for group in of_step))
         size = len(x) // self.num_microbatches
         for group in of_step:
             rows = slice(group.first * size, (group.first + group.count) * size)

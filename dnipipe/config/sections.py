@@ -113,8 +113,8 @@ class PipelineConfig(Section):
     the last, falling, stage i's from S - i to 2 (S - i) - 1. null: S - i. auto: by transfers measured at the start."""
     late_weights: str = "predicted"
     """Of a backward in a later step than its forward, under stale and corrected: predicted, foretold at the forward for
-    the step of the backward (predicted*2: twice as far; predicted@3: three updates ahead, however late); old, copies of
-    those of the forward; or new, those of the backward, which meet old activations."""
+    the step of the backward (predicted*2: twice as far; predicted@3: all microbatches by weights three updates ahead,
+    late or not); old, copies of those of the forward; or new, those of the backward, which meet old activations."""
     unlock_after_steps: int | None = None
     """Optimizer steps under `wait` before a policy of one name; at least 0, null for none, or for what auto chooses."""
     forward_unlocked: ForwardUnlockedConfig | None = None

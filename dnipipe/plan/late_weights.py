@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 LATE_WEIGHTS = ("predicted", "old", "new")
@@ -11,21 +12,26 @@ LATE_WEIGHTS = ("predicted", "old", "new")
 
 @dataclass(frozen=True)
 class Distance:
-    """How far from the present weights late ones are foretold, in updates as large as the newest.
+    """How far from the present weights others are foretold, in updates as large as the newest.
 
-    Args: value: for each update that a microbatch is late. alike: for all late ones, however late.
+    Args: value: for each update that a microbatch is late. alike: for every microbatch, late or not.
     """
 
     value: float = 1.0
     alike: bool = False
 
     def __call__(self, late: int) -> float:
-        """late: updates from the forward to the backward, at least 1."""
+        """late: updates from the forward to the backward; 0 means something only where all are alike."""
         return self.value if self.alike else self.value * late
+
+    def needed(self, lates: Iterable[int]) -> list[int]:
+        """Of these numbers of updates those for which weights are foretold, each once."""
+        return sorted({late for late in lates if late or self.alike})
 
 
 def foretold_distance(text: str) -> Distance | None:
-    """predicted: as far as gradients are late. predicted*2: twice as far. predicted@3: three updates, however late.
+    """predicted: as far as gradients are late. predicted*2: twice as far. predicted@3: three updates, for
+    every microbatch.
 
     Returns: None for old and new, which foretell nothing.
     Raises:  ValueError: another name, or a number that is none above 0.

@@ -196,13 +196,14 @@ class ScheduleDNI(PipelineScheduleSingle):
                 needs_grad = self._preparation.agreed.needs_grad
                 flow.hold(*torch_names.take_graph(self._stage, microbatch, needs_grad))
             return
-        for slot in range(self._n_microbatches + flow.delay):
-            if slot < self._n_microbatches:
-                self._forward(flow, batch, slot)
-            else:
-                flow.send_nothing()
-            if slot >= flow.delay:
-                self._backward(flow, slot - flow.delay)
+        with flow.step_weights():
+            for slot in range(self._n_microbatches + flow.delay):
+                if slot < self._n_microbatches:
+                    self._forward(flow, batch, slot)
+                else:
+                    flow.send_nothing()
+                if slot >= flow.delay:
+                    self._backward(flow, slot - flow.delay)
 
     def _forward(self, flow: Flow, batch: Batch, microbatch: int) -> None:
         stage, agreement, received = self._stage, self._preparation.agreed, None

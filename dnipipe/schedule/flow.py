@@ -112,6 +112,10 @@ class Flow:
         """Within, the stage's module has the weights that a forward shall use."""
         return nullcontext()
 
+    def step_weights(self) -> AbstractContextManager[None]:
+        """Within, the parameters are what all microbatches of a step go forward and backward with."""
+        return nullcontext()
+
     def receive(self, net_input: Tensor | None = None) -> list[Tensor]:
         """The next activation (and its label, last, where labels are relayed). net_input: see UnlockedFlow."""
         assert self.up is not None, "the first stage receives nothing"

@@ -109,20 +109,27 @@ class LateFlow(Flow):
         self._used = self._prediction.ahead(self._updates_late(self._forwarded - first)) or self._used
         return self._used.in_place()
 
+    def step_weights(self) -> AbstractContextManager[None]:
+        """Of the last stage, which goes backward at once: where all microbatches have foretold weights, its own too."""
+        ahead = self._prediction.ahead(0) if self.down is None and self.phase in LATE else None
+        return super().step_weights() if ahead is None else ahead.exchanged()
+
     def _updates_late(self, microbatch: int) -> int:
         """microbatch: since the last update."""
         return self.policy.updates_late(self.stage, self.num_stages, microbatch, self.num_microbatches)
 
     @property
     def _lates(self) -> list[int]:
-        """The numbers of updates, more than 0, that microbatches of one update are late."""
+        """The numbers of updates that microbatches of one update are late, where weights are foretold for them."""
         count = self.num_microbatches * self.policy.steps_per_update
-        return sorted({self._updates_late(microbatch) for microbatch in range(count)} - {0})
+        assert self.policy.prediction is not None, "only where weights are foretold"
+        return self.policy.prediction.needed(map(self._updates_late, range(count)))
 
     @property
     def _foretells(self) -> bool:
         """Whether weights are foretold: in a phase that holds graphs and, to know the newest update, shortly before."""
-        if self.policy.prediction is None or self.down is None or self.fell_back:
+        prediction = self.policy.prediction
+        if prediction is None or self.fell_back or (self.down is None and not prediction.alike):
             return False
         soon = range(self.step, self.step + 2 * self.policy.steps_per_update)
         return any(self.policy.at(step) in LATE for step in soon)

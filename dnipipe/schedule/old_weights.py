@@ -124,6 +124,18 @@ class OldWeights:
                 f"'synthetic' or 'wait'"
             )
 
+    @contextmanager
+    def exchanged(self) -> Iterator[None]:
+        """Within, the parameters themselves have these values, for graphs that end here, too: forward and backward."""
+        own = [parameter.data for parameter, _ in self._copies]
+        for parameter, copy in self._copies:
+            parameter.data = copy.data
+        try:
+            yield
+        finally:
+            for (parameter, _), data in zip(self._copies, own, strict=True):
+                parameter.data = data
+
     def part(self) -> None:
         """The parameters get memory of their own, so that these weights stay when an optimizer steps in place.
 

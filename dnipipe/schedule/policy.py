@@ -44,9 +44,10 @@ class Policy:
           that hide the transfers measured at the first step (plan/dial.py).
           late_weights: with which a microbatch whose backward falls into a later step goes forward and backward under
           stale and corrected: "predicted": foretold for the backward (weight_prediction.py), "predicted*2" twice as
-          far from the present ones as the newest update says, or any other factor above 0; "predicted@3" three such
-          updates from them however late, or any other number; "old": those of the forward, kept (old_weights.py);
-          "new": for the backward those that are there by then, which meet old activations.
+          far from the present ones as the newest update says, or any other factor above 0; "predicted@3": three such
+          updates from them, or any other number, and so all microbatches of all stages, late or not; "old": those of
+          the forward, kept (old_weights.py); "new": for the backward those that are there by then, which meet old
+          activations.
           steps_per_update: step() calls for each step of the optimizer, which comes after the last of them.
     Raises: ValueError for an unknown name, phases that make no sense, or a value out of range.
     """

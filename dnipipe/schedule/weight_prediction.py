@@ -5,8 +5,8 @@
 With d(l) = l a gradient that is l updates late is one at about the weights that it moves. Optimizers with momentum move
 the weights much the same way for some updates, so the newest update foretells the next ones, whatever the optimizer is.
 
-A larger distance goes further than the weights will: a gradient from there says earlier that a direction is used up.
-But far ahead the newest update foretells nothing: so d may be the same for all l, as in plan/late_weights.py.
+A larger distance goes further than the weights will: a gradient from there says earlier that a direction is used up,
+as Nesterov's does. With one d for all l, 0 among them, all gradients of an update are from the same weights.
 
 Sources: Chen et al. 2018, SpecTrain; Guan et al. 2019, XPipe, which predict by the optimizer's moments instead.
 
@@ -52,7 +52,7 @@ class WeightPrediction:
 
         What is foretold is computed when it is first asked for: by then a GPU has the step's first microbatch to do.
 
-        Args: lates: the numbers of updates, more than 0, for which ahead() will be asked.
+        Args: lates: the numbers of updates for which ahead() will be asked: Distance.needed().
         """
         if self._left is not None and self._left == self._gradients() and not self._is_off:
             self._is_off = True
@@ -101,9 +101,9 @@ class WeightPrediction:
         self._before, self._made, self._asked, self._left = {}, {}, None, None
 
     def ahead(self, updates: int) -> OldWeights | None:
-        """The weights foretold for so many updates from the present ones; None where nothing is foretold: for 0, and
-        before the first update."""
-        if updates:
+        """The weights of a microbatch so many updates late; None where nothing is foretold: for 0, unless that is asked
+        for, and before the first update."""
+        if updates or self._distance.alike:
             self._make()
         return self._made.get(updates)
 

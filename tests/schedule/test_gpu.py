@@ -79,7 +79,7 @@ def _late(rank: int, world: int, transport: str, device: str = "cuda") -> dict[s
         Case("mlp", "linear", 2, "stale", labels="none", optimizer="adamw", late_weights="new"),
         Case("sequence", "local_head", 4, "corrected", unlock_after_steps=2, late_weights="old"),
         Case("sequence", "linear", 1, "stale", labels="none", optimizer="adamw", steps_per_update=2),
-        Case("sequence", "local_head", 2, "corrected", steps_per_update=2, late_weights="predicted*3"),
+        Case("sequence", "local_head", 2, "corrected", steps_per_update=2, late_weights="predicted@3"),
     ):
         case = replace(case, options={"transport": transport})
         pipeline, oracle = Pipeline(rank, world, case, device=device), Oracle(world, case, device=device)

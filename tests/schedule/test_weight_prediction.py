@@ -48,8 +48,8 @@ def test_foretold_weights_equal_the_oracles(world: int, steps_per_update: int) -
     assert run_ranks(world, _equal, steps_per_update) == [[]] * world
 
 
-def _resumed(rank: int, world: int) -> list[str]:
-    case = Case("mlp", "linear", 1, "stale", labels="none", optimizer="adamw", late_weights="predicted")
+def _resumed(rank: int, world: int, late_weights: str) -> list[str]:
+    case = Case("mlp", "linear", 1, "stale", labels="none", optimizer="adamw", late_weights=late_weights)
     saving, resumed = Pipeline(rank, world, case), Pipeline(rank, world, case)
     for step in range(8):
         saving.step(step)
@@ -65,8 +65,41 @@ def _resumed(rank: int, world: int) -> list[str]:
     return [] if same else ["the resumed run ends otherwise"]
 
 
-def test_a_run_goes_on_with_the_newest_update() -> None:
-    assert run_ranks(3, _resumed) == [[], [], []]
+@pytest.mark.parametrize("late_weights", ["predicted", "predicted@3"])
+def test_a_run_goes_on_with_the_newest_update(late_weights: str) -> None:
+    assert run_ranks(3, _resumed, late_weights) == [[], [], []]
+
+
+def _memory_of_steps(rank: int, world: int) -> list[bool]:
+    """Of each step, whether the parameters lay somewhere else within it, and in their own place before and after."""
+    pipeline = Pipeline(
+        rank, world, Case("mlp", "linear", 2, "wait:1,stale", labels="none", late_weights="predicted@3")
+    )
+    weight, elsewhere = next(pipeline.module.parameters()), []
+    seen: list[int] = []
+    pipeline.module.register_forward_pre_hook(lambda module, _: seen.append(next(module.parameters()).data_ptr()))
+    for step in range(5):
+        own, seen[:] = weight.data_ptr(), []
+        pipeline.step(step, optimize=False)
+        pipeline.optimizer.zero_grad(set_to_none=True)
+        assert rank < world - 1 or weight.data_ptr() == own, "an upper stage's may move, to leave kept ones alone"
+        elsewhere.append(all(place != own for place in seen))
+    return elsewhere
+
+
+def test_with_one_distance_for_all_no_microbatch_has_the_present_weights() -> None:
+    # under wait; the first step under stale knows the newest update from the step under wait before it
+    assert run_ranks(3, _memory_of_steps) == [[False, True, True, True, True]] * 3
+
+
+def test_exchanged_weights_are_given_back_whatever_happens() -> None:
+    module = nn.Linear(2, 2, bias=False)
+    before, place = module.weight.detach().clone(), module.weight.data_ptr()
+    kept = OldWeights(module, [torch.ones(2, 2)])
+    with pytest.raises(RuntimeError, match="in the middle"), kept.exchanged():
+        assert torch.equal(module.weight, torch.ones(2, 2))
+        raise RuntimeError("in the middle")
+    assert torch.equal(module.weight, before) and module.weight.data_ptr() == place
 
 
 def _weights(ahead: OldWeights | None) -> Tensor:
@@ -100,7 +133,11 @@ def test_one_distance_for_all_is_one_copy_for_all() -> None:
         module.weight.add_(0.25)
     prediction.begin_update([1, 3])
     assert torch.allclose(_weights(prediction.ahead(1)), module.weight + 2.5 * (module.weight - first))
-    assert prediction.ahead(1) is prediction.ahead(3) and prediction.ahead(0) is None
+    assert prediction.ahead(1) is prediction.ahead(3)
+    prediction.end_update()
+    prediction.begin_update([0, 1])
+    assert prediction.ahead(0) is prediction.ahead(1) is not None
+    assert Distance(2.5, alike=True).needed([0, 1, 0]) == [0, 1] and Distance(2.5).needed([0, 1, 0]) == [1]
 
 
 def test_masters_know_updates_that_half_precision_loses() -> None:
