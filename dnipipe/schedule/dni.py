@@ -46,11 +46,10 @@ class ScheduleDNI(PipelineScheduleSingle):
         module(activation, label), one per output that needs a gradient; None chooses by the activation and the label.
       interface_optimizer: parameters -> Optimizer of the predictors; None: Adam, each at its own rate.
       policy: "wait" (true gradients, as 1F1B), "synthetic", "stale" (the true gradient, when it is here), "corrected"
-        (synthetic at once, true - synthetic later), or "auto", which chooses by stages, microbatches and `optimizer`
-        (choose.py). Or one after the other: "wait:200,synthetic:800,stale" is wait for 200 step() calls, synthetic for
-        800 more, then stale. What is under way when one ends is completed: predictors learn from it, and what its
-        backwards give joins the next update. stale and corrected hold graphs that run
-        through copies of the weights (late.py), so they refuse FSDP and hooks on parameters, which would not see these.
+        (synthetic at once, true - synthetic later), or "auto", by stages, microbatches and `optimizer` (choose.py). Or
+        one after the other: "wait:200,synthetic:800,stale" is wait for 200 step() calls, synthetic for 800 more, then
+        stale. What is under way when one ends is completed: predictors learn from it, its backwards join the next
+        update. stale and corrected refuse FSDP and hooks on parameters, which would not see their copies (late.py).
       unlock_after_steps: step() calls under wait before a policy of one name; None: none, for auto what it chooses.
       optimizer: of the weights, "AdamW" or "Muon", which auto goes by; None: another.
       in_flight: microbatches that each stage but the last holds under stale and corrected, or the first alone; "auto"
@@ -58,8 +57,7 @@ class ScheduleDNI(PipelineScheduleSingle):
       late_weights: of a late backward: "predicted", "predicted*2" or "predicted@3", "old", "new" (Policy).
         steps_per_update: step() calls for each step of the optimizer. master_weights: float32 copies that it moves, by
         parameter, where parameters are in half precision; predictions are made of them.
-      lag: microbatches between an activation and the true gradient that trains its predictor; also how far a stage may
-        lead the next one. At least 1.
+      lag: microbatches, at least 1, from an activation to the true gradient that trains its predictor, and of lead.
       transport: what carries the exchanges: "group" (the process group: NCCL, gloo), "direct" (copies between GPUs of
         one host, which occupy no multiprocessor), "auto" (direct where all stages share one GPU, else group).
       post_ahead: whether the receive of a step's first activation is posted before that step begins; None: not over
