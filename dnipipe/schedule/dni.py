@@ -57,7 +57,7 @@ class ScheduleDNI(PipelineScheduleSingle):
       late_weights: of a late backward: "predicted", "predicted*2" or "predicted@3", "old", "new" (Policy).
         steps_per_update: step() calls for each step of the optimizer. master_weights: float32 copies that it moves, by
         parameter, where parameters are in half precision; predictions are made of them.
-      lag: microbatches, at least 1, until the true gradient trains a predictor; also how far a stage leads the next one.
+      lag: microbatches, at least 1, until the true gradient trains a predictor; also how far a stage may lead.
       transport: what carries the exchanges: "group" (the process group: NCCL, gloo), "direct" (copies between GPUs of
         one host, which occupy no multiprocessor), "auto" (direct where all stages share one GPU, else group).
       post_ahead: whether the receive of a step's first activation is posted before that step begins; None: not over
