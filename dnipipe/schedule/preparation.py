@@ -20,7 +20,7 @@ from ..observe.trace import Trace
 from . import assembly, torch_names
 from .agreement import Agreement
 from .arguments import why_no_graphs
-from .facts import Facts
+from .facts import Call, Facts
 from .flow import Flow
 from .forward_unlocked import ForwardUnlocked, missing
 from .policy import AUTO, Policy
@@ -96,6 +96,8 @@ class Preparation:
         if self._shapes.changed(args, kwargs, target, every_rank_has_target=self._every_rank_has_target):
             self.reset_shapes(schedule, flow)
         if flow is None:
+            call = Call(dist.get_rank(), len(batch.args), training, batch.targets is not None)
+            self._every_rank_has_target = assembly.every_rank_has_target(call, self.stage)
             flow = assembly.open_flow(
                 self.stage,
                 len(batch.args),
@@ -107,7 +109,6 @@ class Preparation:
                 masters=self.master_weights,
                 unlocked=self.forward_unlocked,
             )
-            self._every_rank_has_target = assembly.all_ranks(batch.targets is not None, self.stage)
         if not torch_names.is_initialized(schedule, backward=training):
             torch_names.initialize_stage(schedule, args, kwargs, target, batch.loss_kwargs)
             if training:

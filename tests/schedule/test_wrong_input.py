@@ -133,6 +133,31 @@ def test_ranks_that_were_told_different_things_all_refuse() -> None:
     assert run_ranks(2, _unlike) == [f"policy must be the same on every rank, got {', '.join(policies)}"] * 2
 
 
+def _unlike_microbatches(rank: int, world: int) -> str:
+    schedule = ScheduleDNI(_stage(rank, world), 4 - 2 * rank, models.loss_fn)
+    x, y = models.batch("mlp", 0, 8)
+    return _message(lambda: schedule.step(*((x,) if rank == 0 else ()), target=y))
+
+
+def test_unequal_numbers_of_microbatches_are_refused_before_the_loss_sees_halves_of_two_sizes() -> None:
+    message = "n_microbatches must be the same on every rank, got rank 0: 4, rank 1: 2"
+    assert run_ranks(2, _unlike_microbatches) == [message] * 2
+
+
+def _loss_on_the_last_only(rank: int, world: int) -> str:
+    schedule = ScheduleDNI(_stage(rank, world), 2, models.loss_fn if rank == 1 else None)
+    x, y = models.batch("mlp", 0, 8)
+    return _message(lambda: schedule.step(*((x,) if rank == 0 else ()), target=y))
+
+
+def test_a_rank_that_would_train_beside_one_that_would_not_is_refused_on_both() -> None:
+    message = (
+        "rank 0 evaluates while rank 1 trains: give loss_fn= on every rank, not on the last alone, and call step() on "
+        "all of them or eval() on all"
+    )
+    assert run_ranks(2, _loss_on_the_last_only) == [message] * 2
+
+
 def _no_label(rank: int, world: int) -> str:
     schedule = ScheduleDNI(_stage(rank, world), 2, models.loss_fn, policy="synthetic", labels="local")
     x, y = models.batch("mlp", 0, 8)
