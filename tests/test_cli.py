@@ -1,6 +1,7 @@
 """`dnipipe plan`: its numbers, its files, its refusals; from times that are given and from a model that is measured."""
 
 import json
+import sys
 import time
 from pathlib import Path
 
@@ -247,3 +248,12 @@ def test_config_prints_what_is_resolved_and_what_can_be_set(capsys):
     assert "optim.clip" in capsys.readouterr().err
     assert main(["config"]) == 2
     assert "--explain" in capsys.readouterr().err
+
+
+def test_the_model_of_the_example_is_found_as_its_training_finds_it(tmp_path, monkeypatch):
+    monkeypatch.chdir(Path(QUICKSTART).parents[2])
+    monkeypatch.setattr(sys, "path", [each for each in sys.path if Path(each).name != "launch"])
+    monkeypatch.delitem(sys.modules, "gpt", raising=False)
+    rows = _rows(tmp_path, "--stages", "2", "--config", QUICKSTART, *TINY[1:])
+    assert [row["schedule"] for row in rows] == NAMES
+    del sys.modules["gpt"]
