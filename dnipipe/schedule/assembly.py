@@ -39,11 +39,17 @@ OptimizerFactory = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
 
 
 def as_list(interface: InterfaceChoice) -> list[str | nn.Module]:
+    """Raises: ValueError for what is neither a name nor a module, such as a class or a function."""
     if interface is None:
         return []
-    if isinstance(interface, str) or (isinstance(interface, nn.Module) and not isinstance(interface, nn.ModuleList)):
-        return [interface]
-    return list(interface)
+    given: list[Any] = list(interface) if isinstance(interface, (list, tuple, nn.ModuleList)) else [interface]
+    for each in given:
+        if not isinstance(each, (str, nn.Module)):
+            raise ValueError(
+                f"interface takes a name, or a module that is called as module(activation, label), got {each!r}: build "
+                f"an object of a class, make a function the forward() of a torch.nn.Module"
+            )
+    return given
 
 
 def interface_names(given: Sequence[str | nn.Module]) -> tuple[str, ...]:

@@ -32,6 +32,7 @@ def _stage(rank: int, world: int, num_stages: int | None = None) -> PipelineStag
 
 def _constructor(rank: int, world: int) -> list[str]:
     stage = _stage(rank, world)
+    adam = torch.optim.Adam(Short().parameters())
     return [
         _message(lambda: ScheduleDNI(_stage(rank, world, 4), 2, models.loss_fn)),
         _message(lambda: ScheduleDNI(stage, 0, models.loss_fn)),
@@ -41,6 +42,10 @@ def _constructor(rank: int, world: int) -> list[str]:
         _message(lambda: ScheduleDNI(stage, 2, models.loss_fn, labels="telepathy")),
         _message(lambda: ScheduleDNI(stage, 2, models.loss_fn, check_every_steps=-1)),
         _message(lambda: ScheduleDNI(stage, 2, models.loss_fn, timeout_s=0.0)),
+        _message(lambda: ScheduleDNI(stage, 2.0, models.loss_fn)),  # type: ignore[arg-type]
+        _message(lambda: ScheduleDNI(stage, 2, models.loss_fn, interface=Short)),  # type: ignore[arg-type]
+        _message(lambda: ScheduleDNI(stage, 2, models.loss_fn, interface_optimizer=adam)),  # type: ignore[arg-type]
+        _message(lambda: ScheduleDNI(stage, 2, models.loss_fn, forward_unlocked=True)),  # type: ignore[arg-type]
     ]
 
 
@@ -56,6 +61,12 @@ def test_the_constructor_names_value_rule_and_cure() -> None:
             "unknown labels 'telepathy': choose one of auto, local, relay, none",
             "check_every_steps must be at least 0 steps (0: never), got -1",
             "timeout_s must be more than 0 seconds, got 0.0",
+            "n_microbatches must be a whole number, got 2.0",
+            f"interface takes a name, or a module that is called as module(activation, label), got {Short!r}: build an "
+            "object of a class, make a function the forward() of a torch.nn.Module",
+            "interface_optimizer is called with the parameters of the predictors, which are built later, got an object "
+            "of Adam: pass functools.partial(torch.optim.Adam, lr=3e-3)",
+            "forward_unlocked takes an object, got True: pass ForwardUnlocked(window=8), or None",
         ]
 
 
