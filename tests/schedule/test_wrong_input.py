@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -168,6 +171,32 @@ def test_a_rank_that_would_train_beside_one_that_would_not_is_refused_on_both() 
         "all of them or eval() on all"
     )
     assert run_ranks(2, _loss_on_the_last_only) == [message] * 2
+
+
+class Broken(nn.Module):
+    def forward(self, h: torch.Tensor) -> torch.Tensor:
+        raise ValueError("a fault of the user's own")
+
+
+def _broken_stage(rank: int, world: int) -> str:
+    module = Broken() if rank == 1 else models.build("mlp", world)[rank]
+    schedule = ScheduleDNI(PipelineStage(module, rank, world, CPU), 2, models.loss_fn)
+    x, y = models.batch("mlp", 0, 8)
+    said = io.StringIO()
+    with contextlib.redirect_stderr(said), contextlib.suppress(ValueError, RuntimeError):
+        schedule.step(*((x,) if rank == 0 else ()), target=y)
+    return said.getvalue()
+
+
+def test_a_rank_whose_neighbour_fails_in_the_first_step_says_where_it_stands_and_where_to_look() -> None:
+    first, broken = run_ranks(2, _broken_stage)
+    assert re.fullmatch(
+        r"\[dnipipe\] rank 0, stage 0 of 2: not through the first step, in which the stages find shapes one after the "
+        r"other \(\d+\.\d s\)\. If the error speaks of a connection or a timeout, another rank failed before: look at "
+        r"its log first\n",
+        first,
+    ), first
+    assert broken == "", "its own error says it"
 
 
 def _no_label(rank: int, world: int) -> str:
