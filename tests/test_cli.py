@@ -42,6 +42,7 @@ def test_json_holds_one_flat_row_per_schedule(tmp_path, capsys):
     assert [row["peak_in_flight"] for row in rows] == [8, 4, 4, 4, 1, 4, 7]
     shown = capsys.readouterr().out
     assert "27.27%" in shown and all(name.split(",")[0] in shown for name in NAMES)
+    assert "tight: as many in flight as 1F1B, ScheduleDNI's default; else in_flight=7" in " ".join(shown.split())
 
 
 def test_the_command_gives_the_published_rates(tmp_path):

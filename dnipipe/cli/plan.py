@@ -155,7 +155,7 @@ def _table(runs: Sequence[Run], microbatch_bytes: int | None) -> Table:
     unit = "microbatches of one stage" if microbatch_bytes is None else "MB"
     table.caption = (
         f"memory: activations in {unit}, on the fullest stage and on all; old weights (stale) and predictors come on "
-        "top"
+        f"top. tight: as many in flight as 1F1B, ScheduleDNI's default; else in_flight={2 * schedule.num_stages - 1}"
     )
     for heading in ("bubble", "step ms", "peak in flight", "memory", "memory, all"):
         table.add_column(heading, justify="right")
