@@ -1,6 +1,7 @@
 """`dnipipe plan`: its numbers, its files, its refusals; from times that are given and from a model that is measured."""
 
 import json
+import sys
 import time
 from pathlib import Path
 
@@ -41,6 +42,7 @@ def test_json_holds_one_flat_row_per_schedule(tmp_path, capsys):
     assert [row["peak_in_flight"] for row in rows] == [8, 4, 4, 4, 1, 4, 7]
     shown = capsys.readouterr().out
     assert "27.27%" in shown and all(name.split(",")[0] in shown for name in NAMES)
+    assert "tight: as many in flight as 1F1B, ScheduleDNI's default; else in_flight=7" in " ".join(shown.split())
 
 
 def test_the_command_gives_the_published_rates(tmp_path):
@@ -247,3 +249,12 @@ def test_config_prints_what_is_resolved_and_what_can_be_set(capsys):
     assert "optim.clip" in capsys.readouterr().err
     assert main(["config"]) == 2
     assert "--explain" in capsys.readouterr().err
+
+
+def test_the_model_of_the_example_is_found_as_its_training_finds_it(tmp_path, monkeypatch):
+    monkeypatch.chdir(Path(QUICKSTART).parents[2])
+    monkeypatch.setattr(sys, "path", [each for each in sys.path if Path(each).name != "launch"])
+    monkeypatch.delitem(sys.modules, "gpt", raising=False)
+    rows = _rows(tmp_path, "--stages", "2", "--config", QUICKSTART, *TINY[1:])
+    assert [row["schedule"] for row in rows] == NAMES
+    del sys.modules["gpt"]

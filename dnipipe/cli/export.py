@@ -6,8 +6,6 @@ dnipipe export runs/gpt2_150m --out my_model
 from __future__ import annotations
 
 import argparse
-import os
-import sys
 from pathlib import Path
 
 import torch
@@ -15,6 +13,8 @@ from rich.console import Console
 
 from dnipipe.partition import export_hf
 from dnipipe.trainer.trained import load_trained
+
+from .model_path import look_where_training_does
 
 
 def add_arguments(export: argparse.ArgumentParser) -> None:
@@ -32,7 +32,7 @@ def add_arguments(export: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace, console: Console) -> None:
     """Raises: ValueError, OSError: no such run, no checkpoint in it, or a model that is no Hugging Face decoder."""
-    sys.path.append(os.getcwd())  # so that model.factory is found where the user stands, as by launch/train.py
+    look_where_training_does()
     config, model = load_trained(options.run, options.schedule)
     try:
         export_hf(model.to(getattr(torch, config.model.dtype)), options.out)

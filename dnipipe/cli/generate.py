@@ -6,8 +6,6 @@ dnipipe generate runs/quickstart --prompt "def " --tokens 200
 from __future__ import annotations
 
 import argparse
-import os
-import sys
 from pathlib import Path
 
 from rich.console import Console
@@ -15,6 +13,8 @@ from rich.console import Console
 from dnipipe.generate import generate_alone, printable
 from dnipipe.trainer import read_corpus
 from dnipipe.trainer.trained import load_trained
+
+from .model_path import look_where_training_does
 
 
 def add_arguments(generate: argparse.ArgumentParser) -> None:
@@ -34,7 +34,7 @@ def run(options: argparse.Namespace, console: Console) -> None:
             raise ValueError(f"--{name} {getattr(options, name)}: it must be above 0")
     if not options.prompt:
         raise ValueError("--prompt is empty: give at least one character")
-    sys.path.append(os.getcwd())  # so that model.factory is found where the user stands, as by launch/train.py
+    look_where_training_does()
     config, model = load_trained(options.run, options.schedule)
     corpus = read_corpus(config)
     tokens = generate_alone(

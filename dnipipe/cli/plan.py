@@ -1,15 +1,13 @@
 """dnipipe plan: what each schedule would cost, from times that are given or measured.
 
 dnipipe plan --stages 4 --microbatches 8 --forward-ms 18.5 --backward-ms 18.1,9.3 --comm-ms 0.6 --out plan/
-dnipipe plan --stages 2 --config launch/configs/quickstart.yaml model.factory=launch.gpt:byte_gpt
+dnipipe plan --stages 2 --config launch/configs/quickstart.yaml
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from fractions import Fraction
@@ -26,6 +24,8 @@ from dnipipe.plan.dni import DEFAULT_LAG
 from dnipipe.plan.draw import draw_schedules
 from dnipipe.trainer.measure import measure
 from dnipipe.trainer.model import make_model
+
+from .model_path import look_where_training_does
 
 MEASURED = ("forward_ms", "backward_ms", "interface_ms")
 
@@ -95,7 +95,7 @@ def _measured(options: argparse.Namespace, console: Console) -> Premises:
         if getattr(options, name) is not None:
             flag = f"--{name.replace('_', '-')}"
             raise ValueError(f"{flag} and --config: a config's model is measured instead; leave one of the two out")
-    sys.path.append(os.getcwd())  # so that model.factory is found where the user stands, as by launch/train.py
+    look_where_training_does()
     config = load_config(options.config[0], options.config[1:])
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     measurement = measure(config, make_model(config.model), options.stages, device, console)
@@ -155,7 +155,7 @@ def _table(runs: Sequence[Run], microbatch_bytes: int | None) -> Table:
     unit = "microbatches of one stage" if microbatch_bytes is None else "MB"
     table.caption = (
         f"memory: activations in {unit}, on the fullest stage and on all; old weights (stale) and predictors come on "
-        "top"
+        f"top. tight: as many in flight as 1F1B, ScheduleDNI's default; else in_flight={2 * schedule.num_stages - 1}"
     )
     for heading in ("bubble", "step ms", "peak in flight", "memory", "memory, all"):
         table.add_column(heading, justify="right")

@@ -10,8 +10,7 @@ from __future__ import annotations
 
 from typing import Any
 
-import deepspeed as _deepspeed
-
+from .available import deepspeed as _deepspeed
 from .block import Block as Block
 from .engine import DNIPipelineEngine as DNIPipelineEngine
 from .start import initialize as initialize

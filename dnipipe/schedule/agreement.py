@@ -166,6 +166,9 @@ def _summary(
     chosen = f". Chosen by auto: {why}" if why else ""
     plural = "es" if num_microbatches > 1 else ""
     conditioned = f"labels {labels}" + (f", {num_classes} classes" if num_classes else "")
+    if policy.predicts and labels == "none" and facts[0].labels == "auto" and facts[0].label is not None:
+        target, activation = tuple(facts[0].label.shape), tuple(facts[0].outputs[0][0])
+        conditioned += f", for a target of shape {target} has no row for each of the activation's {activation}"
     interfaces = ", ".join("+".join(each) or "none" for each in names) or "none"
     return (
         f"DNI over {num_stages} stages, {num_microbatches} microbatch{plural}: {when}; "

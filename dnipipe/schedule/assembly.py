@@ -24,7 +24,7 @@ from . import torch_names
 from .agreement import Agreement, agree
 from .connect import Connections
 from .early_inputs import EarlyUpward
-from .facts import GIVEN, Facts
+from .facts import GIVEN, Call, Facts, check_calls
 from .flow import Flow
 from .forward_unlocked import ForwardUnlocked
 from .late import LateFlow
@@ -39,11 +39,17 @@ OptimizerFactory = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
 
 
 def as_list(interface: InterfaceChoice) -> list[str | nn.Module]:
+    """Raises: ValueError for what is neither a name nor a module, such as a class or a function."""
     if interface is None:
         return []
-    if isinstance(interface, str) or (isinstance(interface, nn.Module) and not isinstance(interface, nn.ModuleList)):
-        return [interface]
-    return list(interface)
+    given: list[Any] = list(interface) if isinstance(interface, (list, tuple, nn.ModuleList)) else [interface]
+    for each in given:
+        if not isinstance(each, (str, nn.Module)):
+            raise ValueError(
+                f"interface takes a name, or a module that is called as module(activation, label), got {each!r}: build "
+                f"an object of a class, make a function the forward() of a torch.nn.Module"
+            )
+    return given
 
 
 def interface_names(given: Sequence[str | nn.Module]) -> tuple[str, ...]:
@@ -101,9 +107,11 @@ def agree_over(facts: Facts, stage: Any) -> Agreement:
     return agree(everyone, stage.stage_index)
 
 
-def all_ranks(value: bool, stage: Any) -> bool:
-    """Whether `value` is true on every rank of the pipeline. Every rank must call it at the same time."""
-    return all(_from_all_ranks(value, stage))
+def every_rank_has_target(call: Call, stage: Any) -> bool:
+    """Every rank of the pipeline must call it at the same time. Raises: ValueError as check_calls."""
+    calls = _from_all_ranks(call, stage)
+    check_calls(calls)
+    return all(each.has_target for each in calls)
 
 
 def _from_all_ranks(value: Any, stage: Any) -> list[Any]:

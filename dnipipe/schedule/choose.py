@@ -74,7 +74,7 @@ def resolve(
     elif interface_on is not None and not any(phase.policy in PREDICTING for phase in chosen):
         name, why = (
             WITHOUT_GRAPHS,
-            f"stage {interface_on} was given an interface; without one it were {name}, for {why}",
+            f"stage {interface_on} was given an interface; without one it would be {name}, for {why}",
         )
     return asked.chosen(text_of(parse_phases(name), times=calls)), why
 

@@ -112,7 +112,7 @@ class ScheduleDNI(PipelineScheduleSingle):
         weights = (late_weights, steps_per_update)
         self.policy = Policy(policy, lag, unlock_after_steps, post_ahead, in_flight, *weights)
         choices = (labels, transport, check_every_steps, timeout_s, optimizer, forward_unlocked)
-        check_arguments(stage, self.policy, n_microbatches, *choices)
+        check_arguments(stage, self.policy, n_microbatches, *choices, interface_optimizer)
         super().__init__(
             stage, n_microbatches, loss_fn, args_chunk_spec, kwargs_chunk_spec, output_merge_spec, scale_grads
         )

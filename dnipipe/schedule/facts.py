@@ -52,6 +52,27 @@ class Facts:
         return tuple(rows) == tuple(self.outputs[0][0][:1])
 
 
+@dataclass(frozen=True)
+class Call:
+    """What one rank knows of a call of step() or eval() before torch's sweep over the stages."""
+
+    rank: int
+    num_microbatches: int
+    trains: bool
+    has_target: bool
+
+
+def check_calls(calls: Sequence[Call]) -> None:
+    """Raises: ValueError, alike on every rank. Torch's sweep would fail by a loss of two sizes, or wait for ever."""
+    check_equal({call.rank: call.num_microbatches for call in calls}, "n_microbatches")
+    training, evaluating = ([call.rank for call in calls if call.trains is each] for each in (True, False))
+    if training and evaluating:
+        raise ValueError(
+            f"rank {evaluating[0]} evaluates while rank {training[0]} trains: give loss_fn= on every rank, not on the "
+            f"last alone, and call step() on all of them or eval() on all"
+        )
+
+
 def check_equal(by_rank: Mapping[int, Any], name: str) -> None:
     """Raises: ValueError that lists the ranks, where they do not all have the same value."""
     if len(set(by_rank.values())) > 1:

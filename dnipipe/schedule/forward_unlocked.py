@@ -81,6 +81,8 @@ class ForwardUnlocked:
 
 def check_unlocked(unlocked: ForwardUnlocked, policy: Policy, num_stages: int, num_microbatches: int) -> None:
     """Raises: ValueError for a policy that does not go with it, or a start that cannot be early."""
+    if not isinstance(unlocked, ForwardUnlocked):
+        raise ValueError(f"forward_unlocked takes an object, got {unlocked!r}: pass ForwardUnlocked(window=8), or None")
     names = [AUTO] if policy.name == AUTO else [phase.policy for phase in policy.phases]
     wrong = next((name for name in names if name == AUTO or name in LATE), None)
     if wrong is not None or "synthetic" not in names:

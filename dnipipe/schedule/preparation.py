@@ -7,7 +7,9 @@ labels and interfaces. From the second step on a stage only compares the shapes 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -20,7 +22,7 @@ from ..observe.trace import Trace
 from . import assembly, torch_names
 from .agreement import Agreement
 from .arguments import why_no_graphs
-from .facts import Facts
+from .facts import Call, Facts
 from .flow import Flow
 from .forward_unlocked import ForwardUnlocked, missing
 from .policy import AUTO, Policy
@@ -96,6 +98,8 @@ class Preparation:
         if self._shapes.changed(args, kwargs, target, every_rank_has_target=self._every_rank_has_target):
             self.reset_shapes(schedule, flow)
         if flow is None:
+            call = Call(dist.get_rank(), len(batch.args), training, batch.targets is not None)
+            self._every_rank_has_target = assembly.every_rank_has_target(call, self.stage)
             flow = assembly.open_flow(
                 self.stage,
                 len(batch.args),
@@ -107,11 +111,11 @@ class Preparation:
                 masters=self.master_weights,
                 unlocked=self.forward_unlocked,
             )
-            self._every_rank_has_target = assembly.all_ranks(batch.targets is not None, self.stage)
         if not torch_names.is_initialized(schedule, backward=training):
-            torch_names.initialize_stage(schedule, args, kwargs, target, batch.loss_kwargs)
-            if training:
-                self._agree_or_begin_anew(schedule, flow, batch)
+            with self._saying_where_it_failed():
+                torch_names.initialize_stage(schedule, args, kwargs, target, batch.loss_kwargs)
+                if training:
+                    self._agree_or_begin_anew(schedule, flow, batch)
         self._shapes.remember(args, kwargs, target)
         return flow
 
@@ -121,6 +125,23 @@ class Preparation:
             flow.drain()
         torch_names.forget_shapes(schedule)
         self._shapes.forget()
+
+    @contextmanager
+    def _saying_where_it_failed(self) -> Iterator[None]:
+        """Torch's sweep knows no BoundaryError: of a lost neighbour the backend says an address, not a rank."""
+        start = time.perf_counter()
+        try:
+            yield
+        except RuntimeError:
+            seconds = time.perf_counter() - start
+            print(
+                f"[dnipipe] rank {dist.get_rank()}, stage {self.stage.stage_index} of {self.stage.num_stages}: not "
+                f"through the first step, in which the stages find shapes one after the other ({seconds:.1f} s). If "
+                f"the error speaks of a connection or a timeout, another rank failed before: look at its log first",
+                file=sys.stderr,
+                flush=True,
+            )
+            raise
 
     def _agree_or_begin_anew(self, schedule: PipelineScheduleSingle, flow: Flow, batch: Batch) -> None:
         try:

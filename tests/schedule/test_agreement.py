@@ -103,6 +103,9 @@ def test_a_relayed_label_must_have_the_rows_of_the_first_activation_only() -> No
 def test_auto_leaves_a_target_alone_that_only_the_loss_function_understands() -> None:
     flattened = stages("TTT", label_meta((B * T,)))
     assert [agreement.labels for agreement in agree_all(flattened)] == ["none"] * 3
+    said = "(labels none, for a target of shape (24,) has no row for each of the activation's (4, 8))"
+    assert all(said in agreement.summary for agreement in agree_all(flattened))
+    assert "(labels none)" in agree(stages("TTT", label_meta((B * T,)), labels="none"), 0).summary
 
 
 # --- what must be equal ----------------------------------------------------------------------------------------------

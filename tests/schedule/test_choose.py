@@ -108,7 +108,7 @@ def test_who_gives_an_interface_wants_predicted_gradients(monkeypatch: pytest.Mo
     facts = changed(stages(optimizer="Muon", policy=Policy("auto")), 1, interfaces=("linear",))
     for agreement in agree_all(facts):
         assert agreement.policy == Policy(WITHOUT_GRAPHS)
-        assert ". Chosen by auto: stage 1 was given an interface; without one it were stale, for bears it;" in (
+        assert ". Chosen by auto: stage 1 was given an interface; without one it would be stale, for bears it;" in (
             agreement.summary
         )
 

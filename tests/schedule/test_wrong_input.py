@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
+import re
 from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import nn
 from torch.distributed.pipelining import PipelineStage
 
@@ -31,6 +35,7 @@ def _stage(rank: int, world: int, num_stages: int | None = None) -> PipelineStag
 
 def _constructor(rank: int, world: int) -> list[str]:
     stage = _stage(rank, world)
+    adam = torch.optim.Adam(Short().parameters())
     return [
         _message(lambda: ScheduleDNI(_stage(rank, world, 4), 2, models.loss_fn)),
         _message(lambda: ScheduleDNI(stage, 0, models.loss_fn)),
@@ -40,6 +45,10 @@ def _constructor(rank: int, world: int) -> list[str]:
         _message(lambda: ScheduleDNI(stage, 2, models.loss_fn, labels="telepathy")),
         _message(lambda: ScheduleDNI(stage, 2, models.loss_fn, check_every_steps=-1)),
         _message(lambda: ScheduleDNI(stage, 2, models.loss_fn, timeout_s=0.0)),
+        _message(lambda: ScheduleDNI(stage, 2.0, models.loss_fn)),  # type: ignore[arg-type]
+        _message(lambda: ScheduleDNI(stage, 2, models.loss_fn, interface=Short)),  # type: ignore[arg-type]
+        _message(lambda: ScheduleDNI(stage, 2, models.loss_fn, interface_optimizer=adam)),  # type: ignore[arg-type]
+        _message(lambda: ScheduleDNI(stage, 2, models.loss_fn, forward_unlocked=True)),  # type: ignore[arg-type]
     ]
 
 
@@ -55,6 +64,12 @@ def test_the_constructor_names_value_rule_and_cure() -> None:
             "unknown labels 'telepathy': choose one of auto, local, relay, none",
             "check_every_steps must be at least 0 steps (0: never), got -1",
             "timeout_s must be more than 0 seconds, got 0.0",
+            "n_microbatches must be a whole number, got 2.0",
+            f"interface takes a name, or a module that is called as module(activation, label), got {Short!r}: build an "
+            "object of a class, make a function the forward() of a torch.nn.Module",
+            "interface_optimizer is called with the parameters of the predictors, which are built later, got an object "
+            "of Adam: pass functools.partial(torch.optim.Adam, lr=3e-3)",
+            "forward_unlocked takes an object, got True: pass ForwardUnlocked(window=8), or None",
         ]
 
 
@@ -133,6 +148,57 @@ def test_ranks_that_were_told_different_things_all_refuse() -> None:
     assert run_ranks(2, _unlike) == [f"policy must be the same on every rank, got {', '.join(policies)}"] * 2
 
 
+def _unlike_microbatches(rank: int, world: int) -> str:
+    schedule = ScheduleDNI(_stage(rank, world), 4 - 2 * rank, models.loss_fn)
+    x, y = models.batch("mlp", 0, 8)
+    return _message(lambda: schedule.step(*((x,) if rank == 0 else ()), target=y))
+
+
+def test_unequal_numbers_of_microbatches_are_refused_before_the_loss_sees_halves_of_two_sizes() -> None:
+    message = "n_microbatches must be the same on every rank, got rank 0: 4, rank 1: 2"
+    assert run_ranks(2, _unlike_microbatches) == [message] * 2
+
+
+def _loss_on_the_last_only(rank: int, world: int) -> str:
+    schedule = ScheduleDNI(_stage(rank, world), 2, models.loss_fn if rank == 1 else None)
+    x, y = models.batch("mlp", 0, 8)
+    return _message(lambda: schedule.step(*((x,) if rank == 0 else ()), target=y))
+
+
+def test_a_rank_that_would_train_beside_one_that_would_not_is_refused_on_both() -> None:
+    message = (
+        "rank 0 evaluates while rank 1 trains: give loss_fn= on every rank, not on the last alone, and call step() on "
+        "all of them or eval() on all"
+    )
+    assert run_ranks(2, _loss_on_the_last_only) == [message] * 2
+
+
+class Broken(nn.Module):
+    def forward(self, h: torch.Tensor) -> torch.Tensor:
+        raise ValueError("a fault of the user's own")
+
+
+def _broken_stage(rank: int, world: int) -> str:
+    module = Broken() if rank == 1 else models.build("mlp", world)[rank]
+    schedule = ScheduleDNI(PipelineStage(module, rank, world, CPU), 2, models.loss_fn)
+    x, y = models.batch("mlp", 0, 8)
+    said = io.StringIO()
+    with contextlib.redirect_stderr(said), contextlib.suppress(ValueError, RuntimeError):
+        schedule.step(*((x,) if rank == 0 else ()), target=y)
+    return said.getvalue()
+
+
+def test_a_rank_whose_neighbour_fails_in_the_first_step_says_where_it_stands_and_where_to_look() -> None:
+    first, broken = run_ranks(2, _broken_stage)
+    assert re.fullmatch(
+        r"\[dnipipe\] rank 0, stage 0 of 2: not through the first step, in which the stages find shapes one after the "
+        r"other \(\d+\.\d s\)\. If the error speaks of a connection or a timeout, another rank failed before: look at "
+        r"its log first\n",
+        first,
+    ), first
+    assert broken == "", "its own error says it"
+
+
 def _no_label(rank: int, world: int) -> str:
     schedule = ScheduleDNI(_stage(rank, world), 2, models.loss_fn, policy="synthetic", labels="local")
     x, y = models.batch("mlp", 0, 8)
@@ -155,7 +221,9 @@ def _forgotten(rank: int, world: int) -> str:
     schedule = ScheduleDNI(_stage(rank, world), 1, models.loss_fn, policy="synthetic")
     x, y = models.batch("mlp", 0, 4)
     schedule.step(*((x,) if rank == 0 else ()), target=y)
-    return _message(lambda: schedule.step(x)) if rank == 0 else ""
+    message = _message(lambda: schedule.step(x)) if rank == 0 else ""
+    dist.barrier()  # a rank that ends takes its connections with it, and the other may not be through its step
+    return message
 
 
 def test_a_target_forgotten_at_a_later_step_is_named() -> None:
