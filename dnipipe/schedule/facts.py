@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 from ..interface import TensorMeta, is_integer
@@ -74,10 +74,19 @@ def check_calls(calls: Sequence[Call]) -> None:
 
 
 def check_equal(by_rank: Mapping[int, Any], name: str) -> None:
-    """Raises: ValueError that lists the ranks, where they do not all have the same value."""
-    if len(set(by_rank.values())) > 1:
-        listed = ", ".join(f"rank {rank}: {value}" for rank, value in by_rank.items())
-        raise ValueError(f"{name} must be the same on every rank, got {listed}")
+    """Raises: ValueError that lists the ranks, where they do not all have the same value; of policies what differs."""
+    if len(set(by_rank.values())) < 2:
+        return
+    values = [_fields(value) for value in by_rank.values()]
+    differing = [field for field in values[0] if any(each.get(field) != values[0][field] for each in values)]
+    shown = [", ".join(f"{field}={each.get(field)!r}" for field in differing) for each in values]
+    of_each = zip(by_rank, shown if differing else by_rank.values(), strict=True)
+    listed = ", ".join(f"rank {rank}: {value}" for rank, value in of_each)
+    raise ValueError(f"{name} must be the same on every rank, got {listed}")
+
+
+def _fields(value: Any) -> dict[str, Any]:
+    return {each.name: getattr(value, each.name) for each in fields(value)} if isinstance(value, Policy) else {}
 
 
 def agree_on_labels(facts: Sequence[Facts]) -> tuple[str, TensorMeta | None]:

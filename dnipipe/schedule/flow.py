@@ -270,7 +270,6 @@ class Flow:
     def state_dict(self) -> dict[str, Any]:
         """Counters, what is pending with its gradient, predictors and their optimizer. Drains first."""
         self.drain()
-        pending = self.down.pending if self.down is not None else ()
         return {
             "step": self.step,
             "microbatch": self.microbatch,
@@ -278,17 +277,16 @@ class Flow:
             "fell_back": self.fell_back,
             "phase": self._phase,
             "news": self.news.clone(),
-            "pending": [entry.state_dict() for entry in pending],
+            "pending": [entry.state_dict() for entry in (self.down.pending if self.down is not None else ())],
             "learner": self.learner.state_dict() if self.learner is not None else None,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Takes up where `state` was made. Every rank must call it, before its next step."""
-        if state["num_microbatches"] != self.num_microbatches:
-            raise ValueError(
-                f"the state counts steps of {state['num_microbatches']} microbatches, this schedule has "
-                f"{self.num_microbatches}: build it with n_microbatches={state['num_microbatches']}"
-            )
+        count = state["num_microbatches"]
+        if count != self.num_microbatches:
+            own_count = f"this schedule has {self.num_microbatches}: build it with n_microbatches={count}"
+            raise ValueError(f"the state counts steps of {count} microbatches, {own_count}")
         self.flush()
         self.step, self.microbatch, self.fell_back = state["step"], state["microbatch"], state["fell_back"]
         self._begin_phase(state.get("phase", "synthetic"))

@@ -121,8 +121,12 @@ def test_auto_leaves_a_target_alone_that_only_the_loss_function_understands() ->
         ({"labels": "none"}, "labels must be the same on every rank, got rank 10: auto, rank 11: none, rank 12: auto"),
         (
             {"policy": Policy("auto", lag=3)},
-            "policy must be the same on every rank, got "
-            f"rank 10: {stages()[0].policy}, rank 11: {Policy('auto', lag=3)}, rank 12: {stages()[0].policy}",
+            "policy must be the same on every rank, got rank 10: lag=2, rank 11: lag=3, rank 12: lag=2",
+        ),
+        (
+            {"policy": Policy("stale", late_weights="old")},
+            "policy must be the same on every rank, got rank 10: name='auto', late_weights='predicted', rank 11: "
+            "name='stale', late_weights='old', rank 12: name='auto', late_weights='predicted'",
         ),
     ],
 )
