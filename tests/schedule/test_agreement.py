@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -120,13 +121,13 @@ def test_auto_leaves_a_target_alone_that_only_the_loss_function_understands() ->
         ),
         ({"labels": "none"}, "labels must be the same on every rank, got rank 10: auto, rank 11: none, rank 12: auto"),
         (
-            {"policy": Policy("auto", lag=3)},
+            {"policy": replace(stages()[0].policy, lag=3)},
             "policy must be the same on every rank, got rank 10: lag=2, rank 11: lag=3, rank 12: lag=2",
         ),
         (
             {"policy": Policy("stale", late_weights="old")},
-            "policy must be the same on every rank, got rank 10: name='auto', late_weights='predicted', rank 11: "
-            "name='stale', late_weights='old', rank 12: name='auto', late_weights='predicted'",
+            "policy must be the same on every rank, got rank 10: name='wait:200,synthetic', late_weights='predicted', "
+            "rank 11: name='stale', late_weights='old', rank 12: name='wait:200,synthetic', late_weights='predicted'",
         ),
     ],
 )
