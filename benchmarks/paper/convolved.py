@@ -96,8 +96,9 @@ class ConvPredictor:
             own[:, : module.in_channels] = module.weight.detach()
         weights = [stack(column, "weight") for column in filters[1:]]
         rest = [each for pair in zip(norms, weights, strict=True) for each in pair]
-        self.parameters = [first, *rest, stack(filters[-1], "bias"), *_gradients_of_classes(interfaces)]
-        self.label_at_places = len(self.parameters) > 2 + len(rest)
+        of_class = _gradients_of_classes(interfaces)
+        self.parameters = [first, *rest, stack(filters[-1], "bias"), *of_class]
+        self.label_at_places = bool(of_class)
         for parameter in self.parameters:
             parameter.requires_grad_()
 
@@ -119,10 +120,11 @@ class ConvPredictor:
 
 def _gradients_of_classes(interfaces: Sequence[Conv]) -> list[Tensor]:
     """(E, C, channels * H * W), zeros for who sees no label; nothing where nobody has them."""
-    shapes = [each.of_class for each in interfaces if each.of_class is not None]
-    if not shapes:
+    given = [each.of_class for each in interfaces]
+    like = next((each for each in given if each is not None), None)
+    if like is None:
         return []
-    return [torch.stack([shapes[0] * 0 if each.of_class is None else each.of_class for each in interfaces]).detach()]
+    return [torch.stack([torch.zeros_like(like) if each is None else each.detach() for each in given])]
 
 
 def convolve(weight: Tensor, x: Tensor) -> Tensor:
