@@ -40,7 +40,7 @@ from benchmarks.policy_cost import mean_utilisation, measure_interface_share
 from benchmarks.policy_curves import draw_curves
 from benchmarks.policy_rows import PolicyRow, markdown, show
 from benchmarks.policy_run import Size, Spec, cut_model, run
-from benchmarks.recipe_text import recipe_corpus
+from benchmarks.recipe_text import LEAST_BYTES, recipe_corpus
 from benchmarks.rows import read_rows_of, write_rows
 from dnipipe.plan.phases import PREDICTING
 
@@ -215,6 +215,7 @@ def check(spec: Spec, size: Size) -> None:
 def _size(options: argparse.Namespace) -> Size:
     for name in ("blocks", "width", "seq_len", "batch_size", "steps", "side_by_side", "stages"):
         check_least(name, getattr(options, name))
+    check_least("max_bytes", options.max_bytes, LEAST_BYTES)
     check_device(options.device)
     dtype = dtype_of(options.dtype, options.device)
     return Size(

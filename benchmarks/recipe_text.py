@@ -13,12 +13,14 @@ from dnipipe.data import ByteCorpus
 MAX_BYTES = 120_000_000
 MAX_FILE_BYTES, MIN_FILE_BYTES = 40_000, 2_000
 VALIDATION_EVERY = 40
+LEAST_BYTES = 1_000_000
 
 
 def recipe_corpus(max_bytes: int = MAX_BYTES) -> ByteCorpus:
     """Every 40th file is for validation; the order of the files is drawn once and for all.
 
-    Raises: ValueError: less than a million bytes of sources are installed.
+    Args:   max_bytes: at least LEAST_BYTES.
+    Raises: ValueError: fewer are installed.
     """
     paths = sysconfig.get_paths()
     roots = {Path(paths[name]) for name in ("stdlib", "purelib", "platlib")}
@@ -32,7 +34,7 @@ def recipe_corpus(max_bytes: int = MAX_BYTES) -> ByteCorpus:
         read += len(text)
         if read > max_bytes:
             break
-    if read < 1_000_000:
+    if read < LEAST_BYTES:
         raise ValueError(
             f"the Python sources installed here have {read} bytes: install torch's wheel, or more packages"
         )

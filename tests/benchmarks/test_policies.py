@@ -60,6 +60,13 @@ def test_a_row_that_diverged_says_so(rows: list[PolicyRow]) -> None:
     assert "diverged" in markdown([replace(rows[0], val_bpb=None)])
 
 
+def test_less_text_than_a_run_needs_is_refused_and_not_blamed_on_what_is_installed(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert policies.main(["wait", *TINY, "--max-bytes", "1000"]) == 2
+    assert "--max-bytes must be at least 1000000, got 1000" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     "run, says",
     [
