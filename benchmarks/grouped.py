@@ -104,8 +104,7 @@ class Grouped:
         self._current = [OldWeights(stage) for stage in self.stages] if holds else []
         of_step = groups(self.policy, last + 1, self.num_microbatches, step=self.step_count)
         for stage, prediction in enumerate(self._predictions):
-            assert self.policy.prediction is not None
-            prediction.begin_update(self.policy.prediction.needed(group.late[stage] for group in of_step))
+            prediction.begin_update(group.late[stage] for group in of_step)
         size = len(x) // self.num_microbatches
         for group in of_step:
             rows = slice(group.first * size, (group.first + group.count) * size)

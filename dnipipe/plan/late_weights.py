@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 LATE_WEIGHTS = ("predicted", "old", "new")
@@ -24,9 +23,9 @@ class Distance:
         """late: updates from the forward to the backward; 0 means something only where all are alike."""
         return self.value if self.alike else self.value * late
 
-    def needed(self, lates: Iterable[int]) -> list[int]:
-        """Of these numbers of updates those for which weights are foretold, each once."""
-        return sorted({late for late in lates if late or self.alike})
+    def foretells(self, late: int) -> bool:
+        """Whether a microbatch that is so many updates late goes by other weights than the present ones."""
+        return late > 0 or self.alike
 
 
 def foretold_distance(text: str) -> Distance | None:

@@ -119,17 +119,16 @@ class LateFlow(Flow):
         return self.policy.updates_late(self.stage, self.num_stages, microbatch, self.num_microbatches)
 
     @property
-    def _lates(self) -> list[int]:
-        """The numbers of updates that microbatches of one update are late, where weights are foretold for them."""
-        count = self.num_microbatches * self.policy.steps_per_update
-        assert self.policy.prediction is not None, "only where weights are foretold"
-        return self.policy.prediction.needed(map(self._updates_late, range(count)))
+    def _lates(self) -> Iterator[int]:
+        """The numbers of updates that the microbatches of one update are late."""
+        return map(self._updates_late, range(self.num_microbatches * self.policy.steps_per_update))
 
     @property
     def _foretells(self) -> bool:
         """Whether weights are foretold: in a phase that holds graphs and, to know the newest update, shortly before."""
         prediction = self.policy.prediction
-        if prediction is None or self.fell_back or (self.down is None and not prediction.alike):
+        is_ever_late = self.down is not None
+        if prediction is None or self.fell_back or not (is_ever_late or prediction.alike):
             return False
         soon = range(self.step, self.step + 2 * self.policy.steps_per_update)
         return any(self.policy.at(step) in LATE for step in soon)

@@ -54,14 +54,13 @@ class LateReference(Reference):
 
     def _weights_for(self, index: int) -> nn.Module:
         """The stage with which the present microbatch goes forward and backward."""
-        ahead, distance = 0, self.policy.prediction
-        foretells = distance is not None and bool(self._before)
-        if foretells:
+        ahead, distance = 0, self.policy.prediction if self._before else None
+        if distance is not None:
             place = (index, len(self.stages), self.microbatch - self._since, self.num_microbatches)
             ahead = self.policy.updates_late(*place)
         if ahead not in self._old[index]:
             kept = self._old[index][ahead] = self._kept(self.stages[index])
-            if distance is not None and foretells and (ahead or distance.alike):
+            if distance is not None and distance.foretells(ahead):
                 weight = 1.0 + distance(ahead)
                 for each, now, before in zip(kept.parameters(), self._newest[index], self._before[index], strict=True):
                     each.data = torch.lerp(before, now, weight)

@@ -52,7 +52,7 @@ class WeightPrediction:
 
         What is foretold is computed when it is first asked for: by then a GPU has the step's first microbatch to do.
 
-        Args: lates: the numbers of updates for which ahead() will be asked: Distance.needed().
+        Args: lates: the numbers of updates that the microbatches until the next one are late.
         """
         if self._left is not None and self._left == self._gradients() and not self._is_off:
             self._is_off = True
@@ -62,7 +62,7 @@ class WeightPrediction:
                 "(steps_per_update=), or take late_weights='old'",
                 stacklevel=2,
             )
-        self._made, self._asked = {}, list(lates)
+        self._made, self._asked = {}, sorted({late for late in lates if self._distance.foretells(late)})
 
     def _make(self) -> None:
         """Once for each update."""
@@ -101,9 +101,9 @@ class WeightPrediction:
         self._before, self._made, self._asked, self._left = {}, {}, None, None
 
     def ahead(self, updates: int) -> OldWeights | None:
-        """The weights of a microbatch so many updates late; None where nothing is foretold: for 0, unless that is asked
-        for, and before the first update."""
-        if updates or self._distance.alike:
+        """The weights of a microbatch so many updates late; None where nothing is foretold for it, and before the first
+        update."""
+        if self._distance.foretells(updates):
             self._make()
         return self._made.get(updates)
 

@@ -108,9 +108,10 @@ def _weights(ahead: OldWeights | None) -> Tensor:
     return copy_.detach()
 
 
-def test_the_foretelling_goes_along_the_newest_update() -> None:
+def _after_an_update(distance: Distance | None) -> tuple[WeightPrediction, Tensor, Tensor]:
+    """What foretells for 1 and 3, the weights before the update, and the present ones."""
     module = nn.Linear(2, 2, bias=False)
-    prediction = WeightPrediction(module)
+    prediction = WeightPrediction(module, distance=distance)
     prediction.begin_update([1, 3])
     assert prediction.ahead(1) is None  # no update yet
     first = module.weight.detach().clone()
@@ -118,26 +119,27 @@ def test_the_foretelling_goes_along_the_newest_update() -> None:
     with torch.no_grad():
         module.weight.add_(0.25)
     prediction.begin_update([1, 3])
-    assert torch.allclose(_weights(prediction.ahead(3)), module.weight + 3 * (module.weight - first))
+    return prediction, first, module.weight
+
+
+def test_the_foretelling_goes_along_the_newest_update() -> None:
+    prediction, first, weight = _after_an_update(None)
+    assert torch.allclose(_weights(prediction.ahead(3)), weight + 3 * (weight - first))
     assert prediction.ahead(3) is prediction.ahead(3)  # one copy, however many microbatches use it
     assert prediction.ahead(0) is None
 
 
 def test_one_distance_for_all_is_one_copy_for_all() -> None:
-    module = nn.Linear(2, 2, bias=False)
-    prediction = WeightPrediction(module, distance=Distance(2.5, alike=True))
-    prediction.begin_update([1, 3])
-    first = module.weight.detach().clone()
-    prediction.end_update()
-    with torch.no_grad():
-        module.weight.add_(0.25)
-    prediction.begin_update([1, 3])
-    assert torch.allclose(_weights(prediction.ahead(1)), module.weight + 2.5 * (module.weight - first))
+    prediction, first, weight = _after_an_update(Distance(2.5, alike=True))
+    assert torch.allclose(_weights(prediction.ahead(1)), weight + 2.5 * (weight - first))
     assert prediction.ahead(1) is prediction.ahead(3)
     prediction.end_update()
     prediction.begin_update([0, 1])
     assert prediction.ahead(0) is prediction.ahead(1) is not None
-    assert Distance(2.5, alike=True).needed([0, 1, 0]) == [0, 1] and Distance(2.5).needed([0, 1, 0]) == [1]
+    assert [Distance(2.5, alike=alike).foretells(late) for alike in (False, True) for late in (0, 1)] == [
+        False,
+        *[True] * 3,
+    ]
 
 
 def test_masters_know_updates_that_half_precision_loses() -> None:
