@@ -60,7 +60,7 @@ class LateReference(Reference):
             ahead = self.policy.updates_late(*place)
         if ahead not in self._old[index]:
             kept = self._old[index][ahead] = self._kept(self.stages[index])
-            if distance is not None and distance.foretells(ahead):
+            if distance is not None and (ahead or distance.alike):
                 weight = 1.0 + distance(ahead)
                 for each, now, before in zip(kept.parameters(), self._newest[index], self._before[index], strict=True):
                     each.data = torch.lerp(before, now, weight)
