@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -213,3 +215,24 @@ def differences(pipeline: Pipeline, oracle: Oracle) -> list[str]:
     if [m for m, _ in pipeline.true_grads] != sorted(theirs)[-len(pipeline.true_grads) or len(theirs) :]:
         wrong.append("the order of the true gradients")
     return wrong
+
+
+def train_until_lost(
+    schedule: ScheduleDNI, rank: int, started: Path, *, at: int, pause_s: float = 0.0
+) -> tuple[str, float]:
+    """Trains on mlp batches until a neighbour is lost; returns what was said, and after how many seconds of a step.
+
+    Args: started: the file that rank 0 makes after step `at`. pause_s: between two steps.
+    """
+    start = time.perf_counter()
+    try:
+        for step in range(10_000):
+            x, y = models.batch("mlp", step, 8)
+            start = time.perf_counter()
+            schedule.step(*((x,) if rank == 0 else ()), target=y)
+            if step == at and rank == 0:
+                started.touch()
+            time.sleep(pause_s)
+    except RuntimeError as error:
+        return f"{type(error).__name__}: {error}", time.perf_counter() - start
+    return "nothing was lost", 0.0

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import pickle
 import signal
-import time
 from pathlib import Path
 
 import torch
@@ -15,6 +14,7 @@ from torch.distributed.pipelining import PipelineStage
 from dnipipe import ScheduleDNI
 from tests.ranks import run_ranks, start_ranks, wait_for
 from tests.schedule import models
+from tests.schedule.harness import train_until_lost
 
 CPU = torch.device("cpu")
 
@@ -83,18 +83,7 @@ def _stopped_at_the_agreement(rank: int, world: int, started: Path) -> tuple[str
         check_every_steps=4,
         timeout_s=3.0,
     )
-    start = time.perf_counter()
-    try:
-        for step in range(10_000):
-            x, y = models.batch("mlp", step, 8)
-            start = time.perf_counter()
-            schedule.step(*((x,) if rank == 0 else ()), target=y)
-            if step == 5 and rank == 0:
-                started.touch()
-            time.sleep(0.1)
-    except RuntimeError as error:
-        return f"{type(error).__name__}: {error}", time.perf_counter() - start
-    return "nothing was lost", 0.0
+    return train_until_lost(schedule, rank, started, at=5, pause_s=0.1)
 
 
 def test_a_rank_stopped_before_an_agreement_is_noticed_within_the_timeout(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from dnipipe import ScheduleDNI
 from tests.ranks import run_ranks, start_ranks, wait_for
 from tests.schedule import models
-from tests.schedule.harness import Case, Oracle, Pipeline, differences
+from tests.schedule.harness import Case, Oracle, Pipeline, differences, train_until_lost
 
 CPU = torch.device("cpu")
 
@@ -183,21 +183,10 @@ def test_falling_back_can_be_switched_off_and_a_useless_predictor_is_named_once(
 
 
 def _until_lost(rank: int, world: int, timeout_s: float, started: Path) -> tuple[str, float]:
-    """Trains until a neighbour is lost; returns what was said, and after how many seconds."""
     module = models.build("mlp", world)[rank]
     stage = PipelineStage(Stalling(module, lambda call: 0.05), rank, world, CPU)
     schedule = ScheduleDNI(stage, 2, models.loss_fn, policy="synthetic", timeout_s=timeout_s)
-    start = time.perf_counter()
-    try:
-        for step in range(10_000):
-            x, y = models.batch("mlp", step, 8)
-            start = time.perf_counter()
-            schedule.step(*((x,) if rank == 0 else ()), target=y)
-            if step == 3 and rank == 0:
-                started.touch()
-    except RuntimeError as error:
-        return f"{type(error).__name__}: {error}", time.perf_counter() - start
-    return "nothing was lost", 0.0
+    return train_until_lost(schedule, rank, started, at=3)
 
 
 def _lose_the_last(sig: signal.Signals, timeout_s: float, folder: Path) -> list[tuple[str, float]]:
