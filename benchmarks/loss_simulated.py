@@ -10,7 +10,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from datetime import date
 from typing import Any
 
-from dnipipe.schedule.policy import LATE
+from dnipipe.schedule.choose import choose_late_weights
+from dnipipe.schedule.policy import AUTO, LATE
 
 from .contestants import TORCH_SCHEDULES
 from .loss_rows import EQUAL_STEPS, LENGTH, LossRow, with_marks
@@ -47,7 +48,8 @@ def simulate(loaded: Sequence[Loaded], microbatches: int, command: str) -> list[
 
 def _is_plain(loss: Loaded) -> bool:
     whole = loss["steps"] == loss.get("planned_steps", loss["steps"])
-    usual = loss["policy"] not in LATE or loss.get("late_weights", "predicted") == "predicted"
+    weights = choose_late_weights(AUTO, loss["optimizer"])
+    usual = loss["policy"] not in LATE or loss.get("late_weights", weights) == weights
     return whole and usual and loss.get("in_flight") is None
 
 

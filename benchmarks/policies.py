@@ -8,7 +8,7 @@ the card. A run is POLICY[/INTERFACE][:KEY=VALUE[,VALUE...]]..., where each list
 
     M            microbatches of a step (8)            S        stages (--stages)
     opt          AdamW or Muon (--optimizers)          unlock   synchronous steps at the beginning (--unlock)
-    in_flight    of the first stage, S to 2 S - 1 (S)  weights  of a late backward: predicted, old, new
+    in_flight    of the first stage, S to 2 S - 1 (S)  weights  of a late backward: auto, predicted, old, new
     lr           peak learning rate (--learning-rate)  before   POLICY@STEP: this one until then, after unlocking
     seed         (--seeds)
 
@@ -42,7 +42,8 @@ from benchmarks.policy_rows import PolicyRow, markdown, show
 from benchmarks.policy_run import Size, Spec, cut_model, run
 from benchmarks.recipe_text import LEAST_BYTES, recipe_corpus
 from benchmarks.rows import read_rows_of, write_rows
-from dnipipe.plan.phases import PREDICTING
+from dnipipe.plan.phases import AUTO, PREDICTING
+from dnipipe.schedule.choose import choose_late_weights
 
 PREDICTS_BEFORE = tuple(f"before={name}" for name in PREDICTING)
 POLICIES = ("wait", "stale", "corrected", "synthetic")
@@ -171,7 +172,7 @@ def parse(text: str, options: argparse.Namespace) -> Iterator[Spec]:
         "opt": options.optimizers.split(","),
         "unlock": [str(options.unlock)],
         "in_flight": [""],
-        "weights": ["predicted"],
+        "weights": [AUTO],
         "lr": [str(options.learning_rate)],
         "before": [""],
         "seed": options.seeds.split(","),
@@ -191,7 +192,7 @@ def parse(text: str, options: argparse.Namespace) -> Iterator[Spec]:
             microbatches=int(m),
             unlock_after_steps=int(unlock),
             in_flight=int(in_flight) if in_flight else None,
-            late_weights=weights,
+            late_weights=choose_late_weights(weights, opt),
             seed=int(seed),
             learning_rate=float(lr),
             before=first or None,

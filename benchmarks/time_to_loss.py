@@ -54,7 +54,8 @@ from dnipipe.data import stdlib_sources
 from dnipipe.data.sources import find_files
 from dnipipe.interface import TensorMeta, check_interface
 from dnipipe.plan.late_weights import foretold_distance
-from dnipipe.schedule.policy import LATE, Policy
+from dnipipe.schedule.choose import choose_late_weights
+from dnipipe.schedule.policy import AUTO, LATE
 
 NAME = "benchmarks.time_to_loss"
 TIMEOUT_S = 300.0
@@ -103,8 +104,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--transports", metavar="NAME,...", help="group, direct (default: direct where ranks share a GPU, else group)")
     add("--unlock-after-steps", type=int, metavar="N", help="of DNI, under wait (default: a tenth of each run)")
     add_in_flight(parser)
-    late = "of stale and corrected, as of ScheduleDNI: predicted, predicted@3, ... (default: predicted)"
-    add("--late-weights", default=Policy.late_weights, metavar="HOW,...", help=late)
+    late = "of stale and corrected, as of ScheduleDNI: predicted, predicted@3, ... (default: auto, by the optimizer)"
+    add("--late-weights", default=AUTO, metavar="HOW,...", help=late)
     add("--optimizer", choices=("AdamW", "Muon"), default="AdamW")
     _add_sizes(parser)
     _add_runs(parser)
@@ -232,7 +233,7 @@ def _entries(options: argparse.Namespace) -> tuple[Entry, ...]:
     check_in_flight(options.in_flight, options.stages)
     for name in options.interfaces.split(","):
         check_interface(name, activation, num_classes=VOCAB_SIZE)
-    late_weights = _late_weights(options.late_weights)
+    late_weights = _late_weights(options.late_weights, options.optimizer)
     of_dni = [
         Entry("DNI", interface, transport, policy, weights)
         for transport in transports
@@ -243,8 +244,8 @@ def _entries(options: argparse.Namespace) -> tuple[Entry, ...]:
     return (Entry("1F1B"), *of_dni, *(Entry(name) for name in others if name != "1F1B"))
 
 
-def _late_weights(text: str) -> list[str]:
-    values = text.split(",")
+def _late_weights(text: str, optimizer: str) -> list[str]:
+    values = [choose_late_weights(each, optimizer) for each in text.split(",")]
     try:
         for value in values:
             foretold_distance(value)

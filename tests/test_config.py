@@ -264,6 +264,7 @@ def test_a_policy_may_be_phases_and_is_refused_as_the_engine_refuses_it(tmp_path
 def test_late_weights_may_be_foretold_further_and_are_refused_as_the_engine_refuses_them(tmp_path):
     assert _load(tmp_path, "pipeline: {late_weights: predicted*2}").pipeline.late_weights == "predicted*2"
     assert _load(tmp_path, "", "pipeline.late_weights=predicted@3").pipeline.late_weights == "predicted@3"
+    assert _load(tmp_path, "", "pipeline.late_weights=auto").pipeline.late_weights == "auto"
     for wrong in ("x", "old*2", "predicted*0"):
         with pytest.raises(ValueError) as refusal:
             _load(tmp_path, "", f"pipeline.late_weights={wrong}")

@@ -111,10 +111,11 @@ class PipelineConfig(Section):
     in_flight: int | list[int] | Literal["auto"] | None = None
     """Micro-batches that stages hold under stale and corrected: of the first of S, from S to 2 S - 1, or of each but
     the last, falling, stage i's from S - i to 2 (S - i) - 1. null: S - i. auto: by transfers measured at the start."""
-    late_weights: str = "predicted"
+    late_weights: str = AUTO
     """Of a backward in a later step than its forward, under stale and corrected: predicted, foretold at the forward for
     the step of the backward (predicted*2: twice as far; predicted@3: all microbatches by weights three updates ahead,
-    late or not); old, copies of those of the forward; or new, those of the backward, which meet old activations."""
+    late or not); old, copies of those of the forward; new, those of the backward, which meet old activations; or auto:
+    predicted@3 with AdamW, predicted with Muon."""
     unlock_after_steps: int | None = None
     """Optimizer steps under `wait` before a policy of one name; at least 0, null for none, or for what auto chooses."""
     forward_unlocked: ForwardUnlockedConfig | None = None
@@ -138,7 +139,8 @@ class PipelineConfig(Section):
             except ValueError as error:
                 raise ValueError(f"pipeline.policy = {self.policy!r}: {error}") from None
         try:
-            foretold_distance(self.late_weights)
+            if self.late_weights != AUTO:
+                foretold_distance(self.late_weights)
         except ValueError as error:
             raise ValueError(f"pipeline.late_weights = {self.late_weights!r}: {error}") from None
 

@@ -159,6 +159,7 @@ def _summary(
     if policy.late:
         held = "as measured" if policy.in_flight == AUTO else ", ".join(map(str, policy.held(num_stages)))
         when += f", in flight by stage {held}"
+        when += f", {policy.late_weights} weights" if policy.late_weights != Policy.late_weights else ""
     unlocked = facts[0].forward_unlocked
     if unlocked is not None:
         when += f", window {unlocked.window}"

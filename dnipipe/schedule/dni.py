@@ -25,6 +25,7 @@ from ..observe.trace import Trace
 from . import torch_names
 from .arguments import check_arguments
 from .assembly import InterfaceChoice, as_list
+from .choose import choose_late_weights
 from .evaluation import evaluate
 from .flow import Flow
 from .forward_unlocked import ForwardUnlocked, Start
@@ -51,10 +52,10 @@ class ScheduleDNI(PipelineScheduleSingle):
         stale. What is under way when one ends is completed: predictors learn from it, its backwards join the next
         update. stale and corrected refuse FSDP and hooks on parameters, which would not see their copies (late.py).
       unlock_after_steps: step() calls under wait before a policy of one name; None: none, for auto what it chooses.
-      optimizer: of the weights, "AdamW" or "Muon", which auto goes by; None: another.
+      optimizer: of the weights, "AdamW" or "Muon", which each auto goes by; None: another.
       in_flight: microbatches that each stage but the last holds under stale and corrected, or the first alone; "auto"
         measures how many hide the transfers; None: the least, num_stages - i on stage i (Policy).
-      late_weights: of a late backward: "predicted", "predicted*2" or "predicted@3", "old", "new" (Policy).
+      late_weights: of a late backward: "auto", "predicted", "predicted*2" or "predicted@3", "old", "new" (Policy).
         steps_per_update: step() calls for each step of the optimizer. master_weights: float32 copies that it moves, by
         parameter, where parameters are in half precision; predictions are made of them.
       lag: microbatches, at least 1, until the true gradient trains a predictor; also how far a stage may lead.
@@ -95,7 +96,7 @@ class ScheduleDNI(PipelineScheduleSingle):
         transport: str = "auto",
         post_ahead: bool | None = None,
         in_flight: int | Sequence[int] | str | None = None,
-        late_weights: str = "predicted",
+        late_weights: str = AUTO,
         steps_per_update: int = 1,
         master_weights: Mapping[nn.Parameter, Tensor] | None = None,
         optimizer: str | None = None,
@@ -109,7 +110,7 @@ class ScheduleDNI(PipelineScheduleSingle):
         data_parallel_groups: Sequence[dist.ProcessGroup] | None = None,
         trace: Trace | None = None,
     ) -> None:
-        weights = (late_weights, steps_per_update)
+        weights = (choose_late_weights(late_weights, optimizer), steps_per_update)
         self.policy = Policy(policy, lag, unlock_after_steps, post_ahead, in_flight, *weights)
         choices = (labels, transport, check_every_steps, timeout_s, optimizer, forward_unlocked)
         check_arguments(stage, self.policy, n_microbatches, *choices, interface_optimizer)

@@ -9,7 +9,7 @@ import torch
 from ..config import Config
 from ..plan import Schedule, dni
 from ..plan.phases import AUTO, LATE, parse_phases, text_of
-from ..schedule.choose import resolve
+from ..schedule.choose import choose_late_weights, resolve
 from ..schedule.policy import Policy
 
 
@@ -19,7 +19,8 @@ def policy_of(config: Config) -> Policy:
     name = pipeline.policy if pipeline.policy == AUTO else text_of(parse_phases(pipeline.policy), times=calls)
     unlock = None if name == "wait" else pipeline.unlock_after_steps
     unlock = unlock and unlock * calls
-    return Policy(name, pipeline.lag, unlock, None, pipeline.in_flight, pipeline.late_weights, calls)
+    late_weights = choose_late_weights(pipeline.late_weights, config.optim.name)
+    return Policy(name, pipeline.lag, unlock, None, pipeline.in_flight, late_weights, calls)
 
 
 def planned_policy(config: Config, num_stages: int) -> Policy:

@@ -107,7 +107,7 @@ class Worker:
             policy=policy.name,
             lag=policy.lag,
             in_flight=policy.in_flight,
-            late_weights=pipeline.late_weights,
+            late_weights=policy.late_weights,
             steps_per_update=self._accumulate,
             master_weights=self.optimizer.masters,
             unlock_after_steps=policy.unlock_after_steps,

@@ -23,7 +23,8 @@ TINY = [
 @pytest.fixture(scope="module")
 def rows(tmp_path_factory: pytest.TempPathFactory) -> list[PolicyRow]:
     path = tmp_path_factory.mktemp("policies") / "policies.json"
-    runs = ["wait", "stale:M=1,2:seed=0,1", "stale/local_head:M=2:before=synthetic@8", "corrected/linear:M=2"]
+    runs = ["wait", "stale:M=1,2:seed=0,1", "stale/local_head:M=2:before=synthetic@8"]
+    runs.append("corrected/linear:M=2:weights=old")
     assert policies.main([*runs, *TINY, "--json", str(path)]) == 0
     assert path.with_suffix(".md").exists() and path.with_suffix(".png").stat().st_size > 10_000
     return read_rows_of(PolicyRow, path)
@@ -48,10 +49,10 @@ def test_runs_of_another_policy_or_seed_end_otherwise(rows: list[PolicyRow]) -> 
 
 def test_seeds_are_one_line_beside_backprop_of_the_same_seeds(rows: list[PolicyRow]) -> None:
     lines = {(line.row.label, line.row.microbatches): line for line in lines_of(rows)}
-    stale = lines["stale predicted weights", 2]
+    stale = lines["stale predicted@3 weights", 2]  # by default with AdamW
     assert stale.seeds == 2 and stale.mean == pytest.approx(sum(stale.bpb) / 2)
     assert stale.excess is None  # backprop ran with seed 0 alone
-    corrected = lines["corrected linear predicted weights", 2]
+    corrected = lines["corrected linear old weights", 2]
     assert corrected.excess == pytest.approx(corrected.bpb[0] / lines["wait", 1].bpb[0] - 1)
     assert "| wait (backprop) |" in markdown(rows)
 

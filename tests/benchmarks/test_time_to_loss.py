@@ -267,7 +267,7 @@ def a_loss(policy: str, bpb: float, **others: Any) -> dict[str, Any]:
     values = dict(
         policy=policy, interface=None, optimizer="AdamW", stages=4, microbatches=4, unlock_after_steps=100, steps=1000,
         planned_steps=1000, seed=0, learning_rate=1e-3, val_bpb=bpb, curve=[[100, 6.0], [500, 4.0], [1000, bpb]],
-        late_weights="predicted", in_flight=None, width=64, seq_len=16, blocks=8, batch_size=8, parameters=3_000_000,
+        late_weights="predicted@3", in_flight=None, width=64, seq_len=16, blocks=8, batch_size=8, parameters=3_000_000,
     )  # fmt: skip
     return {**values, **others}
 
@@ -288,7 +288,7 @@ def test_loss_by_step_and_seconds_of_a_step_make_a_time_to_loss() -> None:
         a_loss("stale", 2.0),
         a_loss("stale", 1.9, steps=800, planned_steps=800, curve=[[100, 6.0], [800, 1.9]]),
         a_loss("stale", 2.5, steps=300),
-        a_loss("stale", 2.5, late_weights="new"),
+        a_loss("stale", 2.5, late_weights="predicted"),  # not what AdamW has by default
         a_loss("stale", 2.5, microbatches=8),
         a_pace("1F1B", 100.0),
         a_pace("GPipe", 90.0, microbatches=8, microbatch_size=1),
@@ -298,11 +298,12 @@ def test_loss_by_step_and_seconds_of_a_step_make_a_time_to_loss() -> None:
     ]
     rows = simulate(loaded, 4, "python")
     assert [(row.label, row.microbatches, row.purpose, row.steps) for row in rows] == [
-        ("1F1B", 4, EQUAL_STEPS, 1000), ("GPipe", 8, EQUAL_STEPS, 1000), ("DNI stale direct", 4, EQUAL_STEPS, 1000),
-        ("DNI stale direct", 4, LENGTH, 800),
+        ("1F1B", 4, EQUAL_STEPS, 1000), ("GPipe", 8, EQUAL_STEPS, 1000),
+        ("DNI stale predicted@3 direct", 4, EQUAL_STEPS, 1000),
+        ("DNI stale predicted@3 direct", 4, LENGTH, 800),
     ]  # fmt: skip
     assert not any(row.measured for row in rows)
-    assert [row.late_weights for row in rows] == [None, None, "predicted", "predicted"]
+    assert [row.late_weights for row in rows] == [None, None, "predicted@3", "predicted@3"]
     # 100 steps as 1F1B's, then its own
     assert [row.seconds for row in rows] == pytest.approx([100.0, 90.0, 10 + 54.0, 10 + 42.0])
     assert [point[1] for point in rows[2].curve] == pytest.approx([10.0, 34.0, 64.0])

@@ -13,7 +13,7 @@ from torch.distributed.pipelining import PipelineStage
 from dnipipe import ScheduleDNI
 from dnipipe.plan.phases import parse_phases
 from dnipipe.schedule import choose
-from dnipipe.schedule.choose import OPTIMIZERS, TABLE, WITHOUT_GRAPHS, Row, choose_policy
+from dnipipe.schedule.choose import OPTIMIZERS, TABLE, WITHOUT_GRAPHS, Row, choose_late_weights, choose_policy
 from dnipipe.schedule.policy import Policy
 from tests.ranks import run_ranks
 from tests.schedule import models
@@ -25,15 +25,17 @@ ROWS = (
     Row("AdamW", 2.0, "corrected", "late by more"),
     Row("AdamW", math.inf, "wait:200,synthetic", "too late"),
     Row("Muon", math.inf, "stale", "bears it"),
+    Row(None, 0.5, "wait:3,stale", "late by little"),
+    Row(None, math.inf, "corrected", "late by more"),
 )
 
 
 def test_the_table_has_an_answer_for_everything_and_none_that_never_comes() -> None:
-    for optimizer in OPTIMIZERS:
+    for optimizer in (*OPTIMIZERS, None):
         rows = [row for row in TABLE if row.optimizer == optimizer]
         bounds = [row.most_late for row in rows]
         assert bounds == sorted(set(bounds)) and bounds[-1] == math.inf
-    assert {row.optimizer for row in TABLE} == set(OPTIMIZERS)
+    assert {row.optimizer for row in TABLE} == {*OPTIMIZERS, None}
     assert all(parse_phases(row.policy) for row in TABLE)
     assert not Policy(WITHOUT_GRAPHS).late
 
@@ -47,7 +49,7 @@ def test_the_table_has_an_answer_for_everything_and_none_that_never_comes() -> N
         (4, 1, "AdamW", "wait:200,synthetic"),
         (4, 1, "Muon", "stale"),
         (4, 4, None, "corrected"),
-        (1, 1, None, "wait:2,stale"),
+        (1, 1, None, "wait:3,stale"),
     ],
 )
 def test_the_first_row_counts_that_bears_so_late_a_gradient(
@@ -61,7 +63,13 @@ def test_the_reason_names_measure_lateness_and_optimizer(monkeypatch: pytest.Mon
     monkeypatch.setattr(choose, "TABLE", ROWS)
     late = "late by more; stage 0's true ones would be 0.75 updates late on average, with"
     assert choose_policy(4, 4, "AdamW")[1] == f"{late} AdamW"
-    assert choose_policy(4, 4, None)[1] == f"{late} an optimizer not named, taken for AdamW"
+    assert choose_policy(4, 4, None)[1] == f"{late} an optimizer not named"
+
+
+def test_weights_are_foretold_far_ahead_only_with_the_optimizer_that_gains_by_it() -> None:
+    assert choose_late_weights("auto", "AdamW") == "predicted@3"
+    assert choose_late_weights("auto", "Muon") == choose_late_weights("auto", None) == "predicted"
+    assert {choose_late_weights("old", name) for name in (*OPTIMIZERS, None)} == {"old"}
 
 
 def test_an_optimizer_that_is_not_in_the_table_is_refused() -> None:
@@ -124,12 +132,16 @@ def _auto(rank: int, world: int, optimizer: str | None, hook: bool) -> tuple[lis
     """A run under `auto` beside the oracle of what it should choose; what it said, and how it ended."""
     choose.TABLE = ROWS
     said = io.StringIO()
-    case = Case("mlp", "linear", 4, "auto", labels="none", gives_interface=hook, options={"optimizer": optimizer})
-    chosen = {"Muon": "stale", "AdamW": "wait:2,stale"}[optimizer or "AdamW"]
+    case = Case(
+        "mlp", "linear", 4, "auto", labels="none", gives_interface=hook, options={"optimizer": optimizer},
+        late_weights="auto",
+    )  # fmt: skip
+    chosen = {"Muon": "stale", "AdamW": "wait:2,stale", None: "wait:3,stale"}[optimizer]
     pipeline = Pipeline(rank, world, case)
     if hook and rank == 1:
         next(pipeline.module.parameters()).register_hook(lambda grad: grad)
     case.policy = WITHOUT_GRAPHS if hook else chosen
+    case.late_weights = "predicted@3" if optimizer == "AdamW" else "predicted"
     oracle = Oracle(world, case)
     with contextlib.redirect_stderr(said):
         for step in range(6):
@@ -140,11 +152,12 @@ def _auto(rank: int, world: int, optimizer: str | None, hook: bool) -> tuple[lis
     return differences(pipeline, oracle), said.getvalue(), flow.policy.name
 
 
-@pytest.mark.parametrize("optimizer, chosen", [("Muon", "stale"), (None, "wait:2,stale"), ("AdamW", "wait:2,stale")])
+@pytest.mark.parametrize("optimizer, chosen", [("Muon", "stale"), (None, "wait:3,stale"), ("AdamW", "wait:2,stale")])
 def test_a_run_goes_by_what_auto_has_chosen(optimizer: str | None, chosen: str) -> None:
     told = run_ranks(3, _auto, optimizer, False)
     assert [(wrong, name) for wrong, _, name in told] == [([], chosen)] * 3
     assert ". Chosen by auto: " in told[0][1] and told[1][1] == ""
+    assert ("in flight by stage 3, 2, 1, predicted@3 weights" in told[0][1]) == (optimizer == "AdamW")
 
 
 def test_a_run_with_a_hook_on_a_parameter_does_not_get_what_would_not_call_it() -> None:

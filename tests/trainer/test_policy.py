@@ -44,7 +44,15 @@ def _config(**pipeline: Any) -> Config:
     ],
 )
 def test_steps_of_the_optimizer_become_calls_of_the_schedule(settings: dict[str, Any], policy: Policy) -> None:
-    assert policy_of(_config(**settings)) == policy
+    assert policy_of(_config(**settings, late_weights="predicted")) == policy
+
+
+@pytest.mark.parametrize("name, late_weights", [("AdamW", "predicted@3"), ("Muon", "predicted")])
+def test_late_weights_go_by_the_optimizer_unless_they_are_named(name: Any, late_weights: str) -> None:
+    config = replace(_config(policy="stale"), optim=OptimConfig(name=name))
+    assert policy_of(config) == Policy("stale", late_weights=late_weights)
+    named = replace(config, pipeline=replace(config.pipeline, late_weights="old"))
+    assert policy_of(named).late_weights == "old"
 
 
 def test_what_is_planned_is_the_last_phase_and_what_has_room_is_the_fullest() -> None:
