@@ -16,7 +16,7 @@ from benchmarks.rows import grouped
 # Okabe and Ito's palette, which every eye can tell apart, and a few more: one colour for each policy and interface
 COLOURS = (
     "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#999999", "#7570b3", "#8c510a", "#b8b800",
-    "#d01c8b", "#4d9221",
+    "#d01c8b", "#4d9221", "#f29e9e", "#111111",
 )  # fmt: skip
 DASHES = ("-", "--", ":", "-.", (0, (1, 4)), (0, (6, 1)))  # one for each (S, M)
 INK, FAINT = "#222222", "#e4e4e4"

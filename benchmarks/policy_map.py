@@ -1,6 +1,6 @@
 """One picture of what each policy costs and saves: loss above backprop against the time of 1F1B's run.
 
-python -m benchmarks.policy_map benchmarks/results/policies_h200.json docs/policies.png
+python -m benchmarks.policy_map benchmarks/results/policies_25m.json docs/policies.png
 """
 
 from __future__ import annotations

@@ -74,9 +74,8 @@ class PolicyRow:
         return (
             self.work,
             self.optimizer,
-            self.stages,
             self.label,
-            self.microbatches,
+            None if self.policy == "wait" else (self.stages, self.microbatches),  # backprop depends on neither
             self.unlock_after_steps,
             self.learning_rate,
         )
@@ -87,9 +86,9 @@ class PolicyRow:
 
     @property
     def work(self) -> str:
-        """What all runs that may be compared had to do."""
+        """What all runs that may be compared had to do: on whichever card, for a loss is hardly another there."""
         return (
-            f"{self.device}, {self.card}: GPT of {self.parameters / 1e6:.1f} M parameters ({self.blocks} blocks, width "
+            f"GPT of {self.parameters / 1e6:.1f} M parameters ({self.blocks} blocks, width "
             f"{self.width}), {self.batch_size} x {self.seq_len} bytes a step, {self.planned_steps} steps, {self.dtype}"
         )
 
@@ -180,11 +179,16 @@ def cells(line: Line) -> list[str]:
 def show(console: Console, rows: Sequence[PolicyRow]) -> None:
     for alike in grouped(lines_of(rows), lambda line: line.row.work):
         ends = [a.row.optimizer != b.row.optimizer for a, b in zip(alike, alike[1:], strict=False)]
-        print_whole(console, drawn(alike[0].row.work, HEADINGS, [cells(line) for line in alike], [*ends, False]))
+        print_whole(console, drawn(_title(alike), HEADINGS, [cells(line) for line in alike], [*ends, False]))
 
 
 def markdown(rows: Sequence[PolicyRow]) -> str:
     return "\n".join(
-        marked(alike[0].row.work, HEADINGS, map(cells, alike))
+        marked(_title(alike), HEADINGS, map(cells, alike))
         for alike in grouped(lines_of(rows), lambda line: line.row.work)
     )
+
+
+def _title(lines: Sequence[Line]) -> str:
+    cards = dict.fromkeys(f"{line.row.device}, {line.row.card}" for line in lines)
+    return f"{'; '.join(cards)}: {lines[0].row.work}"

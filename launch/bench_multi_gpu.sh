@@ -79,7 +79,7 @@ else
         # step, which `throughput` measures
         arguments=(--blocks $((n == 2 ? 4 : 2)) --width 1280 --seq-len 512 --batch-size 256 --microbatches 4
             --optimizer Muon --steps $((n == 2 ? 900 : 1150)) --learning-rates 2e-3 --policies stale --schedules ""
-            --transports direct --late-weights predicted,predicted@3 --unlock-after-steps 45 --best-microbatches "" --no-equal-time
+            --transports direct --unlock-after-steps 45 --best-microbatches "" --no-equal-time
             --eval-every 115 --eval-sequences 512 --data site-packages --max-mb 120)
     else
         arguments=(--blocks 1 --width 64 --seq-len 32 --batch-size 4 --steps 20 --microbatches 4 --best-microbatches ""

@@ -57,6 +57,15 @@ def test_seeds_are_one_line_beside_backprop_of_the_same_seeds(rows: list[PolicyR
     assert "| wait (backprop) |" in markdown(rows)
 
 
+def test_a_loss_counts_on_whichever_card_and_backprop_for_any_cut(rows: list[PolicyRow]) -> None:
+    wait = next(row for row in rows if row.policy == "wait")
+    lines = lines_of([*rows, replace(wait, card="another", stages=8, microbatches=4, seed=1)])
+    assert [line.seeds for line in lines if line.row.policy == "wait"] == [2]
+    assert next(line for line in lines if line.row.label == "stale predicted@3 weights").excess is not None
+    text = markdown([*rows, replace(wait, card="another")])
+    assert f"### cpu, {wait.card}; cpu, another: GPT of" in text and text.count("###") == 1
+
+
 def test_a_row_that_diverged_says_so(rows: list[PolicyRow]) -> None:
     assert "diverged" in markdown([replace(rows[0], val_bpb=None)])
 
