@@ -179,16 +179,17 @@ def cells(line: Line) -> list[str]:
 def show(console: Console, rows: Sequence[PolicyRow]) -> None:
     for alike in grouped(lines_of(rows), lambda line: line.row.work):
         ends = [a.row.optimizer != b.row.optimizer for a, b in zip(alike, alike[1:], strict=False)]
-        print_whole(console, drawn(_title(alike), HEADINGS, [cells(line) for line in alike], [*ends, False]))
+        title = _title(alike[0].row.work, rows)
+        print_whole(console, drawn(title, HEADINGS, [cells(line) for line in alike], [*ends, False]))
 
 
 def markdown(rows: Sequence[PolicyRow]) -> str:
     return "\n".join(
-        marked(_title(alike), HEADINGS, map(cells, alike))
+        marked(_title(alike[0].row.work, rows), HEADINGS, map(cells, alike))
         for alike in grouped(lines_of(rows), lambda line: line.row.work)
     )
 
 
-def _title(lines: Sequence[Line]) -> str:
-    cards = dict.fromkeys(f"{line.row.device}, {line.row.card}" for line in lines)
-    return f"{'; '.join(cards)}: {lines[0].row.work}"
+def _title(work: str, rows: Sequence[PolicyRow]) -> str:
+    cards = dict.fromkeys(f"{row.device}, {row.card}" for row in rows if row.work == work)
+    return f"{'; '.join(cards)}: {work}"
