@@ -22,13 +22,23 @@ RESERVE = 0.05, 20.0
 """Of the time limit, and seconds at most: for saving, table and picture."""
 
 
-class _Clock:
-    """Whose time it is, and whether it is up."""
+class Clock:
+    """Whose time it is, and whether it is up: whether the way to the next evaluation, where alone a training stops, may
+    be longer than what is left, as it was at its longest."""
 
     def __init__(self, limit_s: float) -> None:
         share, most = RESERVE
         self.until = time.monotonic() + limit_s - min(share * limit_s, most)
         self.last = time.monotonic()
+        self.longest = 0.0
+        self.left: dict[int, float] = {}
+
+    def leave(self, place: int) -> None:
+        """A training is on its way to its next evaluation."""
+        self.left[place] = time.monotonic()
+
+    def arrive(self, place: int) -> None:
+        self.longest = max(self.longest, time.monotonic() - self.left[place])
 
     def share(self, trainings: Sequence[Training]) -> None:
         """The seconds since the last call belong to those that train, in equal parts, so that all together are true."""
@@ -39,7 +49,7 @@ class _Clock:
 
     @property
     def is_up(self) -> bool:
-        return time.monotonic() > self.until
+        return time.monotonic() + self.longest > self.until
 
 
 def run(order: Order, jobs: Sequence[Job]) -> tuple[list[PaperRow], bool]:
@@ -50,12 +60,14 @@ def run(order: Order, jobs: Sequence[Job]) -> tuple[list[PaperRow], bool]:
     rows = read_rows(order.json)
     waiting = [job for job in split([job.completed(order) for job in jobs], order.stack) if not job.is_done(rows)]
     active: dict[int, Training] = {}
-    start, clock = _Starter(order), _Clock(order.limit_s)
+    start, clock = _Starter(order), Clock(order.limit_s)
     with fast_products():
         while active or waiting:
             for place in [place for place in range(order.workers) if place not in active][: len(waiting)]:
                 active[place] = start(waiting.pop(0), place)
+                clock.leave(place)
             place = _next_ready(active)
+            clock.arrive(place)
             clock.share(list(active.values()))
             training = active[place]
             training.look()
@@ -67,6 +79,7 @@ def run(order: Order, jobs: Sequence[Job]) -> tuple[list[PaperRow], bool]:
             elif not clock.is_up:
                 training.save_if_due()
                 training.go_on()
+                clock.leave(place)
             if clock.is_up and (active or waiting):
                 _stop(active, place)
                 return selected(rows), False

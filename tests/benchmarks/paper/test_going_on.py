@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from benchmarks.paper.rows import PaperRow, read_rows
+from benchmarks.paper.running import Clock
 from benchmarks.paper.training import Training
 from tests.benchmarks.paper.made_up import run
 
@@ -34,6 +35,19 @@ def test_a_run_that_is_cut_off_ends_as_one_that_is_not(tmp_path: Path) -> None:
         assert len(cut) < len(whole)
         cut = run("every_layer", path, *options, "--limit-s", "0")
     assert _timeless(cut) == _timeless(whole)
+
+
+def test_time_is_up_where_the_next_evaluation_may_come_too_late(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr("benchmarks.paper.running.time.monotonic", lambda: now[0])
+    clock = Clock(100.0)  # of which five are for saving
+    for place, left, arrived in ((0, 0.0, 20.0), (1, 10.0, 40.0), (0, 40.0, 50.0)):
+        now[0] = left
+        clock.leave(place)
+        now[0] = arrived
+        clock.arrive(place)
+    for now[0], is_up in ((64.0, False), (66.0, True)):
+        assert clock.is_up is is_up, "the longest way took 30 s"
 
 
 def test_a_run_that_is_killed_goes_on_from_its_last_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
