@@ -22,6 +22,7 @@ QUICKSTART = str(Path(__file__).parents[1] / "launch" / "configs" / "quickstart.
 TINY = [
     "model.factory=launch.gpt:byte_gpt", "model.options={vocab_size: 256, seq_len: 32, width: 32, depth: 2, heads: 2}",
     "data.seq_len=32", "run.batch_size=12", "pipeline.num_microbatches=3", "pipeline.split=parameters",
+    "pipeline.policy=synthetic",
 ]  # fmt: skip
 SLEEP_MS = 15
 

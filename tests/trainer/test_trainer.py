@@ -33,7 +33,7 @@ TINY = [
     "model.factory=launch.gpt:byte_gpt", "model.options={vocab_size: 256, seq_len: 32, width: 32, depth: 2, heads: 2}",
     "data.seq_len=32", "data.max_mb=1", "run.train_seconds=0", "run.steps=60", "run.batch_size=8", "run.eval_every_s=0",
     "run.eval_batches=2", "run.log_every_steps=10", "run.sample_tokens=40", "run.trace_steps=[50, 53]",
-    "pipeline.split=parameters",
+    "pipeline.split=parameters", "pipeline.policy=synthetic", "pipeline.interface=local_head",
 ]  # fmt: skip
 
 
