@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -39,7 +40,7 @@ OptimizerFactory = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
 
 
 def as_list(interface: InterfaceChoice) -> list[str | nn.Module]:
-    """Raises: ValueError for what is neither a name nor a module, such as a class or a function."""
+    """Raises: ValueError for what is neither a name nor a module, such as a class, or a module that takes no label."""
     if interface is None:
         return []
     given: list[Any] = list(interface) if isinstance(interface, (list, tuple, nn.ModuleList)) else [interface]
@@ -49,7 +50,24 @@ def as_list(interface: InterfaceChoice) -> list[str | nn.Module]:
                 f"interface takes a name, or a module that is called as module(activation, label), got {each!r}: build "
                 f"an object of a class, make a function the forward() of a torch.nn.Module"
             )
+        if isinstance(each, nn.Module) and not isinstance(each, Interface):
+            _check_takes_label(each)
     return given
+
+
+def _check_takes_label(module: nn.Module) -> None:
+    try:
+        signature = inspect.signature(module.forward)
+    except (TypeError, ValueError):  # of compiled code nothing is known
+        return
+    try:
+        signature.bind("activation", "label")
+    except TypeError:
+        name, parameters = type(module).__name__, ", ".join(signature.parameters)
+        raise ValueError(
+            f"interface {name}: forward({parameters}) cannot be called as forward(activation, label): give it a second "
+            f"argument, which is None where there are no labels"
+        ) from None
 
 
 def interface_names(given: Sequence[str | nn.Module]) -> tuple[str, ...]:

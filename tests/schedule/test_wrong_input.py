@@ -46,6 +46,7 @@ def _constructor(rank: int, world: int) -> list[str]:
         _message(lambda: ScheduleDNI(stage, 2, models.loss_fn, timeout_s=0.0)),
         _message(lambda: ScheduleDNI(stage, 2.0, models.loss_fn)),  # type: ignore[arg-type]
         _message(lambda: ScheduleDNI(stage, 2, models.loss_fn, interface=Short)),  # type: ignore[arg-type]
+        _message(lambda: ScheduleDNI(stage, 2, models.loss_fn, interface=nn.Linear(4, 4))),
         _message(lambda: ScheduleDNI(stage, 2, models.loss_fn, interface_optimizer=adam)),  # type: ignore[arg-type]
         _message(lambda: ScheduleDNI(stage, 2, models.loss_fn, forward_unlocked=True)),  # type: ignore[arg-type]
     ]
@@ -66,6 +67,8 @@ def test_the_constructor_names_value_rule_and_cure() -> None:
             "n_microbatches must be a whole number, got 2.0",
             f"interface takes a name, or a module that is called as module(activation, label), got {Short!r}: build an "
             "object of a class, make a function the forward() of a torch.nn.Module",
+            "interface Linear: forward(input) cannot be called as forward(activation, label): give it a second "
+            "argument, which is None where there are no labels",
             "interface_optimizer is called with the parameters of the predictors, which are built later, got an object "
             "of Adam: pass functools.partial(torch.optim.Adam, lr=3e-3)",
             "forward_unlocked takes an object, got True: pass ForwardUnlocked(window=8), or None",
