@@ -19,75 +19,70 @@ from dnipipe.config import (
 )
 from dnipipe.data import Kind, TokenDtype
 from dnipipe.optim import OptimizerName, RateSchedule
+from tests.config_file import load
 
 QUICKSTART = Path(__file__).parents[1] / "launch" / "configs" / "quickstart.yaml"
 
 
-def _load(tmp_path, text, *overrides):
-    path = tmp_path / "config.yaml"
-    path.write_text(text)
-    return load_config(path, overrides)
-
-
 def test_an_empty_file_is_all_defaults(tmp_path):
-    assert _load(tmp_path, "") == Config()
-    assert _load(tmp_path, "run:\n# seed: 3\n") == Config()
+    assert load(tmp_path, "") == Config()
+    assert load(tmp_path, "run:\n# seed: 3\n") == Config()
 
 
 def test_a_file_sets_what_it_names_and_nothing_else(tmp_path):
-    config = _load(tmp_path, "pipeline: {schedule: 1F1B, unlock_after_steps: 7}\nrun: {seed: 3}")
+    config = load(tmp_path, "pipeline: {schedule: 1F1B, unlock_after_steps: 7}\nrun: {seed: 3}")
     assert config == Config(pipeline=PipelineConfig(schedule="1F1B", unlock_after_steps=7), run=RunConfig(seed=3))
 
 
 def test_an_override_beats_the_file_and_a_later_one_an_earlier(tmp_path):
-    config = _load(tmp_path, "run: {seed: 3, batch_size: 8}", "run.seed=4", "run.seed=5", "run.output_dir=a=b")
+    config = load(tmp_path, "run: {seed: 3, batch_size: 8}", "run.seed=4", "run.seed=5", "run.output_dir=a=b")
     assert (config.run.seed, config.run.batch_size, config.run.output_dir) == (5, 8, "a=b")
 
 
 def test_an_override_reaches_one_entry_of_a_mapping(tmp_path):
-    config = _load(tmp_path, "model: {options: {depth: 8, width: 64}}", "model.options.depth=2", "model.options.x=[1]")
+    config = load(tmp_path, "model: {options: {depth: 8, width: 64}}", "model.options.depth=2", "model.options.x=[1]")
     assert config.model.options == {"depth": 2, "width": 64, "x": [1]}
 
 
 def test_an_override_reaches_any_depth(tmp_path):
     text = "model: {options: {source: {n_layer: 8, n_head: 2}, untie: true}}"
-    config = _load(tmp_path, text, "model.options.source.n_layer=2", "model.options.new.deep.entry=1")
+    config = load(tmp_path, text, "model.options.source.n_layer=2", "model.options.new.deep.entry=1")
     assert config.model.options == {
         "source": {"n_layer": 2, "n_head": 2}, "untie": True, "new": {"deep": {"entry": 1}},
     }  # fmt: skip
 
 
 def test_an_override_may_be_a_list_or_null(tmp_path):
-    config = _load(tmp_path, "", "run.compare_with=[1F1B, GPipe]", "pipeline.unlock_after_steps=null")
+    config = load(tmp_path, "", "run.compare_with=[1F1B, GPipe]", "pipeline.unlock_after_steps=null")
     assert config.run.compare_with == ["1F1B", "GPipe"]
     assert config.pipeline.unlock_after_steps is None
 
 
 def test_the_predictors_rate_is_a_number_or_left_to_them(tmp_path):
-    default = _load(tmp_path, "").optim
+    default = load(tmp_path, "").optim
     assert default.interface_learning_rate is None
-    assert _load(tmp_path, "optim: {interface_learning_rate: null}").optim == default
-    given = _load(tmp_path, "optim: {interface_learning_rate: 2e-2}")
+    assert load(tmp_path, "optim: {interface_learning_rate: null}").optim == default
+    given = load(tmp_path, "optim: {interface_learning_rate: 2e-2}")
     assert given.optim.interface_learning_rate == 0.02 and "interface_learning_rate: 0.02" in given.to_yaml()
     assert "interface_learning_rate: null" in Config().to_yaml()
     for wrong in ("0", "-1", "fast"):
         with pytest.raises(ValueError, match=f"optim.interface_learning_rate = .*{wrong}"):
-            _load(tmp_path, "", f"optim.interface_learning_rate={wrong}")
+            load(tmp_path, "", f"optim.interface_learning_rate={wrong}")
 
 
 @pytest.mark.parametrize("text", ["1e-3", "0.001", "1.0e-3"])
 def test_a_number_may_be_written_in_every_usual_way(tmp_path, text):
-    assert _load(tmp_path, f"optim: {{learning_rate: {text}}}").optim.learning_rate == 0.001
+    assert load(tmp_path, f"optim: {{learning_rate: {text}}}").optim.learning_rate == 0.001
 
 
 def test_a_whole_number_becomes_a_float_where_one_is_declared(tmp_path):
-    assert isinstance(_load(tmp_path, "data: {max_mb: 2}").data.max_mb, float)
+    assert isinstance(load(tmp_path, "data: {max_mb: 2}").data.max_mb, float)
 
 
 def test_yaml_and_back_is_the_same_config(tmp_path):
-    config = _load(tmp_path, QUICKSTART.read_text(), "optim.learning_rate=1e-5", "pipeline.unlock_after_steps=3")
-    assert _load(tmp_path, config.to_yaml()) == config
-    assert _load(tmp_path, Config().to_yaml()) == Config()
+    config = load(tmp_path, QUICKSTART.read_text(), "optim.learning_rate=1e-5", "pipeline.unlock_after_steps=3")
+    assert load(tmp_path, config.to_yaml()) == config
+    assert load(tmp_path, Config().to_yaml()) == Config()
 
 
 @pytest.mark.parametrize(
@@ -103,19 +98,19 @@ def test_yaml_and_back_is_the_same_config(tmp_path):
 )
 def test_an_unknown_name_is_refused_with_the_nearest_that_exists(tmp_path, name, nearest):
     with pytest.raises(ValueError) as refusal:
-        _load(tmp_path, "", f"{name}=1")
+        load(tmp_path, "", f"{name}=1")
     assert str(refusal.value) == f"there is no setting {name}; {nearest}"
     section, _, rest = name.partition(".")
     if "." not in rest:
         with pytest.raises(ValueError, match=f"no setting {name}"):
-            _load(tmp_path, f"{section}: {{{rest}: 1}}")
+            load(tmp_path, f"{section}: {{{rest}: 1}}")
 
 
 def test_an_unknown_schedule_is_refused_with_the_nearest_that_exists(tmp_path):
     with pytest.raises(ValueError, match="pipeline.schedule = 'dni'; did you mean DNI?"):
-        _load(tmp_path, "", "pipeline.schedule=dni")
+        load(tmp_path, "", "pipeline.schedule=dni")
     with pytest.raises(ValueError, match=r"run.compare_with\[1\] = '1F2B'; did you mean 1F1B?"):
-        _load(tmp_path, "", "run.compare_with=[GPipe, 1F2B]")
+        load(tmp_path, "", "run.compare_with=[GPipe, 1F2B]")
 
 
 @pytest.mark.parametrize(
@@ -141,7 +136,7 @@ def test_an_unknown_schedule_is_refused_with_the_nearest_that_exists(tmp_path):
 def test_a_bad_value_is_refused_by_its_full_name(tmp_path, bad):
     full_name = bad.partition("=")[0]
     with pytest.raises(ValueError, match=full_name.replace(".", r"\.")):
-        _load(tmp_path, "", bad)
+        load(tmp_path, "", bad)
 
 
 def test_the_least_value_of_each_range_is_taken(tmp_path):
@@ -150,7 +145,7 @@ def test_the_least_value_of_each_range_is_taken(tmp_path):
     overrides += ["run.train_seconds=0", "run.steps=1", "run.eval_every_s=0", "run.eval_batches=1"]
     overrides += ["run.sample_tokens=0", "run.trace_steps=[0, 1]", "optim.betas=[0, 0]", "optim.final_fraction=0"]
     overrides += ["optim.schedule=cosine"]
-    assert _load(tmp_path, "", *overrides).run.steps == 1
+    assert load(tmp_path, "", *overrides).run.steps == 1
 
 
 @pytest.mark.parametrize(
@@ -167,15 +162,15 @@ def test_the_least_value_of_each_range_is_taken(tmp_path):
 )
 def test_settings_of_one_kind_of_data_are_refused_for_another(tmp_path, overrides, refusal):
     with pytest.raises(ValueError, match=refusal):
-        _load(tmp_path, "", *(f"data.{each}" for each in overrides))
+        load(tmp_path, "", *(f"data.{each}" for each in overrides))
 
 
 def test_each_kind_of_data_takes_its_own_settings(tmp_path):
-    _load(tmp_path, "data: {kind: text, files: [a], tokenizer: t, vocab_size: 300}")
+    load(tmp_path, "data: {kind: text, files: [a], tokenizer: t, vocab_size: 300}")
     tokens = "data: {kind: tokens, files: [a], token_dtype: uint32, vocab_size: 70000}"
-    data = _load(tmp_path, tokens, "run.sample_tokens=0").data
+    data = load(tmp_path, tokens, "run.sample_tokens=0").data
     with pytest.raises(ValueError, match="run.sample_tokens = 200: data.tokenizer makes text of tokens"):
-        _load(tmp_path, tokens)
+        load(tmp_path, tokens)
     assert (data.kind, data.token_dtype, data.vocab_size, data.tokenizer) == ("tokens", "uint32", 70000, None)
 
 
@@ -187,15 +182,15 @@ def test_the_kinds_of_data_that_may_be_set_are_those_that_can_be_opened():
 def test_a_run_ends_by_time_or_by_steps_but_not_by_both(tmp_path):
     for both in (["run.train_seconds=0"], ["run.train_seconds=5", "run.steps=5"]):
         with pytest.raises(ValueError, match="run.steps.*run.train_seconds"):
-            _load(tmp_path, "", *both)
+            load(tmp_path, "", *both)
 
 
 @pytest.mark.parametrize("length", ["run.train_seconds=60", "run.steps=100"])
 def test_a_cosine_needs_to_know_its_last_step_and_one_after_the_warmup(tmp_path, length):
     overrides = ["optim.schedule=cosine", "optim.warmup_steps=100", "run.train_seconds=0", length]
     with pytest.raises(ValueError, match="optim.schedule = 'cosine' with run.steps.*optim.warmup_steps.*constant"):
-        _load(tmp_path, "", *overrides)
-    assert _load(tmp_path, "", *overrides[:3], "run.steps=101").optim.schedule == "cosine"
+        load(tmp_path, "", *overrides)
+    assert load(tmp_path, "", *overrides[:3], "run.steps=101").optim.schedule == "cosine"
 
 
 def test_the_optimizers_and_schedules_that_may_be_set_are_those_that_there_are():
@@ -213,14 +208,14 @@ def test_fields_made_in_python_are_checked_too():
 @pytest.mark.parametrize("text", ["- a", "run: 3", "run: [seed]", "a: b: c"])
 def test_a_file_of_another_form_is_refused(tmp_path, text):
     with pytest.raises(ValueError, match="must hold|no YAML"):
-        _load(tmp_path, text)
+        load(tmp_path, text)
 
 
 def test_an_override_of_another_form_is_refused(tmp_path):
     with pytest.raises(ValueError, match="section.field=value"):
-        _load(tmp_path, "", "run.seed")
+        load(tmp_path, "", "run.seed")
     with pytest.raises(ValueError, match="no YAML"):
-        _load(tmp_path, "", "data.files=[a")
+        load(tmp_path, "", "data.files=[a")
 
 
 def test_every_field_says_below_itself_what_it_is():
