@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from .recipe import OURS, QUICK, Recipe
+from .recipe import OURS, QUICK, Dni, Recipe
 
 STEPS, FILTERS = 20_000, 64
 """64 filters, as the paper has on MNIST, from memory; 128 on CIFAR-10, says a reimplementation: --filters 128."""
@@ -13,7 +13,7 @@ QUICK_STEPS, QUICK_FILTERS = 300, 6
 QUICK_PREDICTOR_RATE = 1e-4
 
 PREDICTOR_RATE = 3e-3
-DNI_RATES = (3e-4, 3e-3)
+DNI = Dni(3e-4, 3e-3)
 LEARNING_RATE, WEIGHT_DECAY = 3e-3, 0.2  # where images are copied
 
 
@@ -41,10 +41,10 @@ def _ours(recipe: Recipe, changes: str) -> Recipe:
     On CIFAR-10 of each image two copies and not 18: with all of them backpropagation gets better still, by two points
     in 20 000 steps, and interfaces hardly (docs/log.md).
     """
-    recipe = replace(recipe, normalise=True, label_at_places=True)
+    recipe = replace(recipe, normalise=True, label_at_places=True, deep_rates=None)
     if "predictor rate" not in changes:
         recipe = replace(recipe, predictor_rate=PREDICTOR_RATE)
     if recipe.mirror:
         rate = recipe.learning_rate if "learning rate" in changes else LEARNING_RATE
         recipe = replace(recipe, shift=0, weight_decay=WEIGHT_DECAY, learning_rate=rate)
-    return recipe if changes else replace(recipe, dni_rates=DNI_RATES)
+    return recipe if changes else replace(recipe, dni=DNI)

@@ -65,4 +65,5 @@ def split(jobs: Sequence[Job], most: int | None) -> list[Job]:
 
 
 def _key(of: Model | PaperRow, *facts: object) -> tuple[object, ...]:
-    return of.method, of.position, of.p_update, of.decay, of.seed, of.learning_rate, of.synthetic_inputs, *facts
+    rates = of.learning_rate, of.last_rate
+    return of.method, of.position, of.p_update, of.decay, of.seed, rates, of.synthetic_inputs, *facts

@@ -62,6 +62,7 @@ class Model:
             learning rate of themselves, as in torch.optim.AdamW.
         synthetic_inputs: layers start from synthetic inputs in training, too (unlocked_stack.py). Only for dni and cdni
             at every layer.
+        last_rate: of the last layer of interfaces with hidden ones; None: predictor_rate, too.
     Raises:  ValueError: no such method or position; p_update or decay out of range.
     """
 
@@ -74,6 +75,7 @@ class Model:
     decay: float = 0.0
     synthetic_inputs: bool = False
     weight_decay: float = 0.0
+    last_rate: float | None = None
 
     def __post_init__(self) -> None:
         if self.method not in METHODS:

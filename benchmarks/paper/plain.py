@@ -5,7 +5,8 @@ The stack starts from its weights, and the tests hold the stack against its step
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -60,6 +61,19 @@ def _adam(layer: nn.Sequential, model: Model) -> torch.optim.Optimizer:
     return torch.optim.AdamW(groups, lr=model.learning_rate)
 
 
+def _interface_adam(interface: MLP | Conv, model: Model, parameters: Iterable[Tensor]) -> torch.optim.Optimizer:
+    """What does not lead to a hidden layer leads to the gradient, so it is of the last layer."""
+    layers = [interface.first, *interface.rest] if isinstance(interface, MLP) else list(interface.layers)
+    hidden = {own for layer in layers[:-1] for own in layer.parameters()}
+    rate = model.predictor_rate
+    last_rate = model.last_rate if model.last_rate and hidden else rate
+    groups = [[], []]  # type: list[list[Tensor]]
+    for own in parameters:
+        groups[own in hidden].append(own)
+    rates = zip(groups, (last_rate, rate), strict=True)
+    return torch.optim.Adam([{"params": own, "lr": each} for own, each in rates if own])
+
+
 class PlainModel:
     """Trains one model the slow way.
 
@@ -72,9 +86,8 @@ class PlainModel:
         self.sources, self.decay = model.sources(shape.layers), model.decay
         self.averages = [torch.zeros(shape.at(cut), dtype=dtype, device=device) for cut in range(1, shape.layers)]
         self.optimizers = [_adam(layer, model) for layer in layers]
-        rate = model.predictor_rate
         self.learners = [
-            Learner([interface.to(device, dtype)], lambda parameters: torch.optim.Adam(parameters, lr=rate))
+            Learner([interface.to(device, dtype)], partial(_interface_adam, interface, model))
             for interface in interfaces
         ]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from .models import METHODS, ZERO, Model, Shape
+from .models import METHODS, PREDICTED, ZERO, Model, Shape
 
 DECAYS = (0.0, 0.5, 0.9, 0.99)
 """Of the stale baseline, searched."""
@@ -17,13 +17,31 @@ HELD_OUT = 0.1
 
 
 @dataclass(frozen=True)
+class Dni:
+    """What networks with unconditional interfaces after every layer have for themselves.
+
+    Fields:
+        learning_rate, predictor_rate: as in Recipe. deep: with hidden layers in the interfaces: of the network, of
+            these, and of the interfaces' last layer; None: the former two. mirror, shift, weight_decay: as in Recipe;
+            None: those of the others.
+    """
+
+    learning_rate: float
+    predictor_rate: float
+    deep: tuple[float, float, float] | None = None
+    mirror: bool | None = None
+    shift: int | None = None
+    weight_decay: float | None = None
+
+
+@dataclass(frozen=True)
 class Recipe:
     """Fields:
     steps: of each model, unless --steps says otherwise. evaluate_every: steps. num_hidden: of the interfaces to try.
     predictor_width: of their hidden layers. normalise: as in dnipipe.interface.Regressed. anneal: both rates fall to 0
     along a straight line. identity: as in models.Shape; of fully connected networks. weight_decay: as in models.Model,
-        of all that may have it. mirror, shift: as in batches.Images. dni_rates: of a network with unconditional
-        interfaces, and of these; None: those of the others.
+        of all that may have it. mirror, shift: as in batches.Images. deep_rates: of interfaces with hidden layers after
+        every layer: of these and of the last; None: predictor_rate. dni: what is otherwise there without the label.
     """
 
     name: str
@@ -41,7 +59,8 @@ class Recipe:
     weight_decay: float = 0.0
     mirror: bool = False
     shift: int = 0
-    dni_rates: tuple[float, float] | None = None
+    deep_rates: tuple[float, float] | None = None
+    dni: Dni | None = None
     label_at_places: bool = False
 
     def shape(self, features: int, num_classes: int, layers: int, num_hidden: int | None) -> Shape:
@@ -52,21 +71,44 @@ class Recipe:
         """What is left of both rates at this step: 1 at first; it falls in STAIRS equal steps."""
         return 1 - step * STAIRS // self.steps / STAIRS if self.anneal else 1.0
 
+    def images_of(self, method: str) -> tuple[bool, int]:
+        """mirror and shift."""
+        if method != "dni" or self.dni is None:
+            return self.mirror, self.shift
+        mirror, shift = self.dni.mirror, self.dni.shift
+        return self.mirror if mirror is None else mirror, self.shift if shift is None else shift
+
     def model(
         self,
         method: str,
         seed: int,
+        num_hidden: int | None = None,
         *,
         position: int | None = None,
         p_update: float = 1.0,
         decay: float = 0.0,
         synthetic_inputs: bool = False,
     ) -> Model:
-        rates = (self.learning_rate, self.predictor_rate)
-        if method == "dni" and self.dni_rates is not None:
-            rates = self.dni_rates
-        weight_decay = 0.0 if METHODS[method] == ZERO else self.weight_decay
-        return Model(method, seed, *rates, position, p_update, decay, synthetic_inputs, weight_decay)
+        """num_hidden: of its interfaces, if they have rates of their own by it."""
+        rate, predictor_rate, last_rate = self._rates(method, num_hidden if position is None else None)
+        weight_decay = self.weight_decay
+        if method == "dni" and position is None and self.dni is not None and self.dni.weight_decay is not None:
+            weight_decay = self.dni.weight_decay
+        if METHODS[method] == ZERO:
+            weight_decay = 0.0
+        return Model(
+            method, seed, rate, predictor_rate, position, p_update, decay, synthetic_inputs, weight_decay, last_rate
+        )
+
+    def _rates(self, method: str, num_hidden: int | None) -> tuple[float, float, float | None]:
+        """Of the network, of an interface, and of its last layer, if that has its own."""
+        if method == "dni" and self.dni is not None:
+            if self.dni.deep is not None and num_hidden:
+                return self.dni.deep
+            return self.dni.learning_rate, self.dni.predictor_rate, None
+        if METHODS[method] == PREDICTED and self.deep_rates is not None and num_hidden:
+            return self.learning_rate, *self.deep_rates
+        return self.learning_rate, self.predictor_rate, None
 
 
 PAPER = Recipe("paper", 500_000, 5_000, 256, 3e-5, 3e-5, 256, (0, 1, 2), 1024, normalise=False, anneal=False)
@@ -74,7 +116,7 @@ PAPER = Recipe("paper", 500_000, 5_000, 256, 3e-5, 3e-5, 256, (0, 1, 2), 1024, n
 our guess."""
 
 OURS = Recipe(
-    "ours", 100_000, 2_000, 256, 1e-3, 3e-5, 256, (0, 1, 2), 1024, normalise=False, anneal=True, dni_rates=(3e-4, 1e-4)
+    "ours", 100_000, 2_000, 256, 1e-3, 3e-5, 256, (0, 1, 2), 1024, normalise=False, anneal=True, dni=Dni(3e-4, 1e-4)
 )
 """The paper's interfaces and their rate under networks that learn 30 times as fast, annealed; of DNI 10 times.
 
@@ -97,8 +139,10 @@ def for_dataset(recipe: Recipe, dataset: str) -> Recipe:
         return recipe
     recipe = replace(recipe, mirror=True, shift=2, weight_decay=0.3)
     if "predictor rate" not in recipe.name:
-        recipe = replace(recipe, predictor_rate=1e-4)
-    return recipe if recipe.dni_rates is None else replace(recipe, dni_rates=(1e-4, 1e-5))
+        recipe = replace(recipe, predictor_rate=1e-4, deep_rates=(3e-4, 1e-6))
+    if recipe.dni is None:
+        return recipe
+    return replace(recipe, dni=Dni(1e-4, 1e-5, deep=(3e-5, 1e-3, 3e-6), mirror=True, shift=0, weight_decay=0.0))
 
 
 RECIPES = {recipe.name: recipe for recipe in (PAPER, OURS, QUICK)}

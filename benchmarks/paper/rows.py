@@ -22,6 +22,7 @@ class PaperRow:
         selection: by which rules this predictor depth, or decay, is the one to show for its cell, means over the seeds:
             "best test" (the paper's: lowest test error), "held out" (lowest held-out error), both with a comma, or
             none.
+        predictor_rate, last_rate: as in models.Model; None: no interface, or a row older than this field.
         seconds_of_stack: of training and evaluating the models_of_stack models of its stack, all calls together.
         curve: of each evaluation [step, test error %], and of `single` also [L2 distance, cosine, share of wrong signs]
             of the synthetic and the true gradient, see training.agreement.
@@ -49,6 +50,8 @@ class PaperRow:
     models_of_stack: int
     synthetic_inputs: bool = False
     selection: str = ""
+    predictor_rate: float | None = None
+    last_rate: float | None = None
     curve: list[list[float]] = field(default_factory=list)
 
     @property

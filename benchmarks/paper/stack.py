@@ -7,6 +7,7 @@ to the gradient that the layer itself was given; at each cut every model then ta
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import islice
 from typing import Any
 
 import torch
@@ -49,9 +50,12 @@ class Cut:
         self.kept = layout.column([model.decay for model in models], like)
         self.average = layout.average(len(models), at, like)
         self.rms = layout.column([0.0 if normalise else 1.0] * len(models), like)
-        self.adam = None
+        self.adams: list[Adam] = []
         if predictor is not None:
-            self.adam = Adam(predictor.parameters, like.new_tensor([model.predictor_rate for model in models]))
+            hidden, last = predictor.parameters[: predictor.last], predictor.parameters[predictor.last :]
+            rates = [model.predictor_rate for model in models]
+            of_last = [model.last_rate if model.last_rate and hidden else model.predictor_rate for model in models]
+            self.adams = [Adam(own, like.new_tensor(rate)) for own, rate in ((hidden, rates), (last, of_last)) if own]
 
     def predict(self, h: Tensor, one_hot: Tensor) -> Tensor | None:
         """Like h, in units of rms, with a graph to learn by; None where nobody predicts."""
@@ -64,9 +68,9 @@ class Cut:
     @torch.no_grad()
     def learn(self, prediction: Tensor, true: Tensor, moves: Tensor | None) -> None:
         """As Regressed.learn, an optimizer step, and end_step."""
-        assert self.predictor is not None and self.adam is not None
+        assert self.predictor is not None
         if self.normalise:
-            numel = true.numel() // len(self.adam.count)
+            numel = true.numel() // self.rms.numel()
             own = torch.linalg.vector_norm(true, dim=self.layout.of_one_model, keepdim=True) * numel**-0.5
             before = torch.where(self.rms > 0, self.rms, own)
             difference = torch.addcdiv(prediction, true, before.clamp_min(RMS_FLOOR), value=-1).mul_(2 / numel)
@@ -74,7 +78,9 @@ class Cut:
             self.rms.copy_(rms if moves is None else torch.where(moves.view_as(rms) > 0, rms, self.rms))
         else:
             difference = (prediction - true).mul_(2 / true.shape[self.layout.batch])
-        self.adam.step(torch.autograd.grad(prediction, self.predictor.parameters, difference), moves)
+        gradients = iter(torch.autograd.grad(prediction, self.predictor.parameters, difference))
+        for adam in self.adams:
+            adam.step(list(islice(gradients, len(adam.parameters))), moves)
 
     @torch.no_grad()
     def choose(self, true: Tensor, synthetic: Tensor | None) -> Tensor:
@@ -92,10 +98,8 @@ class Cut:
         return chosen
 
     def state(self) -> list[Tensor]:
-        learned = (
-            [] if self.predictor is None or self.adam is None else [*self.predictor.parameters, *self.adam.state()]
-        )
-        return [self.average, self.rms, *learned]
+        learned = [] if self.predictor is None else self.predictor.parameters
+        return [self.average, self.rms, *learned, *(each for adam in self.adams for each in adam.state())]
 
 
 class Stack:
@@ -130,7 +134,7 @@ class Stack:
             predictor = predictor_of([each[cut].to(like) for each in interfaces], classes) if is_asked else None
             at = shape.at(cut + 1)
             self.cuts.append(Cut(kinds, models, predictor, at, layout, shape.normalise, like))
-        all_adams = [*self.adams, *(cut.adam for cut in self.cuts if cut.adam is not None)]
+        all_adams = [*self.adams, *(adam for cut in self.cuts for adam in cut.adams)]
         self.named_rates = [(adam, adam.learning_rate.clone()) for adam in all_adams]
         self.is_sparse = any(model.p_update < 1 for model in models)
         self.seen: list[tuple[Tensor | None, Tensor]] = []

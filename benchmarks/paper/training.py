@@ -192,6 +192,8 @@ class Training:
             seconds_of_stack=self.seconds,
             models_of_stack=len(self.job.models),
             synthetic_inputs=model.synthetic_inputs,
+            predictor_rate=None if self.job.predictor_of(model) is None else model.predictor_rate,
+            last_rate=model.last_rate,
             curve=curve,
         )
 

@@ -115,6 +115,7 @@ def test_every_method_with_interfaces_in_one_stack(num_hidden: int, normalise: b
         Model("cdni", seed=3, position=1, **RATES),
         Model("bprop", seed=4, **RATES),
         Model("stale", seed=5, decay=0.9, **RATES),
+        Model("cdni", seed=6, learning_rate=1e-2, predictor_rate=3e-2, last_rate=1e-3),
     ]
     # dnipipe's running RMS is float32
     _train_both(_shape(num_hidden, normalise=normalise), models, rtol=1e-5 if normalise else 1e-7)
