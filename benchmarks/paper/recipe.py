@@ -116,13 +116,27 @@ PAPER = Recipe("paper", 500_000, 5_000, 256, 3e-5, 3e-5, 256, (0, 1, 2), 1024, n
 our guess."""
 
 OURS = Recipe(
-    "ours", 100_000, 2_000, 256, 1e-3, 3e-5, 256, (0, 1, 2), 1024, normalise=False, anneal=True, dni=Dni(3e-4, 1e-4)
+    "ours",
+    100_000,
+    2_000,
+    256,
+    1e-3,
+    3e-5,
+    256,
+    (0, 1, 2),
+    1024,
+    normalise=False,
+    anneal=True,
+    dni=Dni(3e-4, 1e-4, deep=(3e-5, 3e-4, 1e-5)),
 )
 """The paper's interfaces and their rate under networks that learn 30 times as fast, annealed; of DNI 10 times.
 
 Targets stay as they are, about a thousandth, so at 3e-5 the last layer, which starts at zero, has them within a hundred
 steps. Divided by their running RMS they need a rate of .1 to be followed as fast, at which hidden layers go to pieces;
 at the usual 1e-3 to 1e-2 interfaces lag behind, each behind the next, and many layers learn nothing (docs/log.md).
+
+Hidden layers of interfaces want the rates of any network's, so without the label, where everything hangs on what they
+make of an activation, they have ten to a thousand times that of the last one, and the network below is slow.
 """
 
 QUICK = Recipe("quick", 1000, 100, 64, 3e-3, 3e-4, 128, (0, 1), 128, normalise=False, anneal=True)
@@ -133,7 +147,8 @@ def for_dataset(recipe: Recipe, dataset: str) -> Recipe:
     """Ours on CIFAR-10: of each image 18 copies, and weight decay.
 
     Without them a network has its 45 000 images by heart after 3000 steps; with them 100 000 steps are not too many. An
-    interface that does not see the label learns from so little there that its network must be slower still.
+    interface that does not see the label learns from so little there that its network must be slower still, and that
+    2 copies are better than 18.
     """
     if dataset != "cifar10" or recipe.name.partition(",")[0] != OURS.name:
         return recipe
@@ -142,7 +157,7 @@ def for_dataset(recipe: Recipe, dataset: str) -> Recipe:
         recipe = replace(recipe, predictor_rate=1e-4, deep_rates=(3e-4, 1e-6))
     if recipe.dni is None:
         return recipe
-    return replace(recipe, dni=Dni(1e-4, 1e-5, deep=(3e-5, 1e-3, 3e-6), mirror=True, shift=0, weight_decay=0.0))
+    return replace(recipe, dni=Dni(1e-4, 1e-5, deep=(1e-5, 1e-3, 1e-6), mirror=True, shift=0, weight_decay=0.0))
 
 
 RECIPES = {recipe.name: recipe for recipe in (PAPER, OURS, QUICK)}
