@@ -30,6 +30,12 @@ def test_quick_has_both_networks_and_else_one_names_them() -> None:
     assert {job.recipe.steps for job in jobs if job.recipe} == {OURS.steps, 20_000}
 
 
+def test_a_gpu_is_filled_by_more_stacks_of_fully_connected_networks_than_of_others() -> None:
+    cuda = ("--device", "cuda")
+    assert _order().workers == 1 < _order(*cuda, "--network", "cnn").workers < _order(*cuda).workers
+    assert _order(*cuda, "--workers", "2").workers == 2
+
+
 def test_other_rates_and_filters_show_in_the_name() -> None:
     recipe = _order("--quick", "--predictor-rate", "1e-5").recipe
     assert (recipe.name, recipe.predictor_rate) == ("quick, predictor rate 1e-05", 1e-5)

@@ -139,6 +139,7 @@ def test_convolutions_with_interfaces_in_one_stack(num_hidden: int, normalise: b
         Model("dni", seed=0, **RATES),
         Model("cdni", seed=1, **RATES),
         Model("cdni", seed=3, position=1, learning_rate=3e-3),
+        Model("cdni", seed=6, learning_rate=1e-2, predictor_rate=3e-2, last_rate=1e-3),
         Model("bprop", seed=4, **RATES),
         Model("stale", seed=5, decay=0.9, **RATES),
     ]
