@@ -67,7 +67,7 @@ def _interface_adam(interface: MLP | Conv, model: Model, parameters: Iterable[Te
     hidden = {own for layer in layers[:-1] for own in layer.parameters()}
     rate = model.predictor_rate
     last_rate = model.last_rate if model.last_rate and hidden else rate
-    groups = [[], []]  # type: list[list[Tensor]]
+    groups: tuple[list[Tensor], list[Tensor]] = ([], [])
     for own in parameters:
         groups[own in hidden].append(own)
     rates = zip(groups, (last_rate, rate), strict=True)

@@ -30,7 +30,7 @@ def jobs_of(order: Order) -> list[Job]:
             f"L{layers}_{method}_hidden{num_hidden}_seed{seed}",
             layers,
             num_hidden,
-            tuple(order.recipe.model(method, seed, p_update=round(chance, 4)) for chance in chances),
+            tuple(order.recipe.model(method, seed, num_hidden, p_update=round(chance, 4)) for chance in chances),
         )
         for layers in order.layers
         for method in ("dni", "cdni")
