@@ -162,7 +162,7 @@ def test_a_config_is_measured_and_planned_with(tmp_path, capsys, monkeypatch):
 def test_the_slowest_stage_sets_the_times_and_the_fullest_the_memory(tmp_path, capsys, monkeypatch):
     stages = [LayerCost("a", 2.0, 4.0, 0, 3_000_000, 0), LayerCost("b", 3.0, 9.0, 0, 1_000_000, 0)]
     measured = Measurement((4, 32), "paper", stages, [1, 1], "mlp", 1.5)
-    monkeypatch.setattr("dnipipe.cli.plan.measure", lambda *arguments: measured)
+    monkeypatch.setattr("dnipipe.cli.plan.measure", lambda *arguments, **options: measured)
     arguments = ["--stages", "2", "--config", QUICKSTART, *TINY, "pipeline.lag=1", "--comm-ms", "20"]
     rows = {row["schedule"]: row for row in _rows(tmp_path, *arguments)}
     shown = capsys.readouterr().out
@@ -208,6 +208,13 @@ def test_a_rank_has_one_thread_and_so_has_the_measurement(tmp_path, capsys, monk
 def test_the_interface_is_the_configs_or_the_one_that_suits(asked, chosen, tmp_path, capsys):
     _rows(tmp_path, "--stages", "2", "--config", QUICKSTART, *SLEEPY, f"pipeline.interface={asked}")
     assert f"P is what {chosen} takes" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("run", ["pipeline.policy=stale", "pipeline.schedule=1F1B"])
+def test_what_predicting_costs_is_compared_where_the_run_predicts_nothing(run, tmp_path, capsys):
+    rows = {row["schedule"]: row for row in _rows(tmp_path, "--stages", "2", "--config", QUICKSTART, *TINY, run)}
+    assert "P is what local_head takes" in capsys.readouterr().out
+    assert rows["DNI synthetic"]["step_ms"] > rows["DNI stale, tight"]["step_ms"]
 
 
 def test_one_stage_predicts_nothing(tmp_path, capsys):

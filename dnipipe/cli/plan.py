@@ -98,7 +98,7 @@ def _measured(options: argparse.Namespace, console: Console) -> Premises:
     look_where_training_does()
     config = load_config(options.config[0], options.config[1:])
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    measurement = measure(config, make_model(config.model), options.stages, device, console)
+    measurement = measure(config, make_model(config.model), options.stages, device, console, to_compare=True)
     show_measurement(measurement, console)
     console.print(
         f"Planned as if every stage took as long as the slowest, {measurement.slowest.name}, with B and W half of its "

@@ -72,9 +72,17 @@ class Measurement:
 
 
 def measure(
-    config: Config, model: nn.Sequential, num_stages: int, device: torch.device, console: Console
+    config: Config,
+    model: nn.Sequential,
+    num_stages: int,
+    device: torch.device,
+    console: Console,
+    *,
+    to_compare: bool = False,
 ) -> Measurement:
     """Measures the layers of a model and the predictors that its cuts need, and cuts it as the config says.
+
+    Args:    to_compare: measures predictors also where the config's run would predict nothing.
 
     On a CPU it runs with as many threads as a rank has. The model takes the config's dtype, and its weights are left
     as they are; the tokens are random.
@@ -88,10 +96,11 @@ def measure(
         walk = each_layer(model, input_BT, partial(token_loss, target_BT=target_BT), repeats=REPEATS)
         layers, outputs = _walk(walk, len(model), console)
         predicted = _Predicted(config, target_BT, num_classes=outputs[-1].shape[-1], num_stages=num_stages)
-        extra_ms = predicted.at(outputs[len(outputs) // 2 - 1])[0] if num_stages > 1 else 0.0
+        in_the_middle = outputs[len(outputs) // 2 - 1]
+        extra_ms = predicted.at(in_the_middle)[0] if num_stages > 1 and predicted.by_the_run else 0.0
         lengths = choose_lengths(config, layers, num_stages, extra_ms, device)
         boundaries = [outputs[end - 1] for end in accumulate(lengths[:-1])]
-        interfaces = [predicted.at(meta) for meta in boundaries]
+        interfaces = [predicted.at(meta) for meta in boundaries if to_compare or predicted.by_the_run]
     interface_ms, interface = max(interfaces, key=lambda measured: measured[0], default=(0.0, None))
     return Measurement(shape, where, layers, lengths, interface, interface_ms)
 
@@ -136,7 +145,9 @@ class _Predicted:
     """What predicting a gradient costs, once for each kind of activation."""
 
     def __init__(self, config: Config, target_BT: Tensor, num_classes: int, num_stages: int) -> None:
-        self._last_policy = planned_policy(config, num_stages).phases[-1].policy  # what most of a run goes by
+        last_policy = planned_policy(config, num_stages).phases[-1].policy  # what most of a run goes by
+        self.by_the_run = config.pipeline.schedule == "DNI" and last_policy != "stale"
+        """Whether the config's run predicts at all."""
         self._config, self._target_BT, self._num_classes = config, target_BT, num_classes
         self._known: dict[tuple[torch.Size, torch.dtype], tuple[float, str | None]] = {}
 
@@ -149,8 +160,6 @@ class _Predicted:
 
     def _measure(self, h: Tensor) -> tuple[float, str | None]:
         pipeline, target_BT = self._config.pipeline, self._target_BT
-        if pipeline.schedule != "DNI" or self._last_policy == "stale":
-            return 0.0, None
         label = TensorMeta(tuple(target_BT.shape), target_BT.dtype)
         name: str | None = pipeline.interface
         if name == "auto":
