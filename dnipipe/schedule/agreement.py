@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ..interface import TensorMeta, check_interface, choose_interface
+from ..interface import TensorMeta, check_interface, choose_interface, is_integer
 from .choose import resolve
 from .facts import GIVEN, Facts, agree_on_labels, agree_on_num_classes, check_equal
 from .forward_unlocked import check_inputs_known, missing
@@ -76,7 +76,7 @@ def agree(facts: Sequence[Facts], stage: int) -> Agreement:
         interfaces=() if last or problem is not None else names[stage],
         stays_at_wait=problem,
         every_rank_has_target=all(fact.has_target for fact in facts),
-        summary=_summary(facts, policy, why, labels, num_classes, names),
+        summary=_summary(facts, policy, why, labels, label, num_classes, names),
     )
 
 
@@ -149,7 +149,13 @@ def _check_asked(stage: int, asked: Sequence[str], needing: Sequence[TensorMeta]
 
 
 def _summary(
-    facts: Sequence[Facts], policy: Policy, why: str, labels: str, num_classes: int, names: list[tuple[str, ...]]
+    facts: Sequence[Facts],
+    policy: Policy,
+    why: str,
+    labels: str,
+    label: TensorMeta | None,
+    num_classes: int,
+    names: list[tuple[str, ...]],
 ) -> str:
     num_stages, num_microbatches = len(facts), facts[0].num_microbatches
     phases = [phase.policy + (f" for {phase.num_steps} steps" if phase.num_steps else "") for phase in policy.phases]
@@ -170,6 +176,9 @@ def _summary(
     if policy.predicts and labels == "none" and facts[0].labels == "auto" and facts[0].label is not None:
         target, activation = tuple(facts[0].label.shape), tuple(facts[0].outputs[0][0])
         conditioned += f", for a target of shape {target} has no row for each of the activation's {activation}"
+    if policy.predicts and num_classes == 0 and label is not None and is_integer(label.dtype) and facts[-1].outputs:
+        target, output = tuple(label.shape), tuple(facts[-1].outputs[0][0])
+        conditioned += f", no classes known by a target of shape {target} and an output of {output}: pass num_classes="
     interfaces = ", ".join("+".join(each) or "none" for each in names) or "none"
     return (
         f"DNI over {num_stages} stages, {num_microbatches} microbatch{plural}: {when}; "

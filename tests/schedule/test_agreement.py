@@ -11,7 +11,7 @@ import torch
 from dnipipe.interface import TensorMeta
 from dnipipe.schedule.agreement import agree
 from dnipipe.schedule.policy import Policy
-from tests.schedule.facts import ROW, B, T, V, agree_all, changed, label_meta, refusal, stages
+from tests.schedule.facts import FLOAT, ROW, B, T, V, agree_all, changed, label_meta, refusal, stages
 
 # --- labels ----------------------------------------------------------------------------------------------------------
 
@@ -107,6 +107,14 @@ def test_auto_leaves_a_target_alone_that_only_the_loss_function_understands() ->
     said = "(labels none, for a target of shape (24,) has no row for each of the activation's (4, 8))"
     assert all(said in agreement.summary for agreement in agree_all(flattened))
     assert "(labels none)" in agree(stages("TTT", label_meta((B * T,)), labels="none"), 0).summary
+
+
+def test_a_target_that_does_not_show_the_classes_is_named_with_the_cure() -> None:
+    said = "(labels local, no classes known by a target of shape (4, 1) and an output of (4, 10): pass num_classes=)"
+    assert all(said in agreement.summary for agreement in agree_all(stages("TTT", label_meta((B, 1)))))
+    assert "no classes known" not in agree(stages("TTT"), 0).summary
+    assert "no classes known" not in agree(stages("TTT", label_meta((B, 1), FLOAT)), 0).summary, "a regression"
+    assert "no classes known" not in agree(stages("---"), 0).summary
 
 
 # --- what must be equal ----------------------------------------------------------------------------------------------
