@@ -4,6 +4,8 @@ python -m benchmarks.throughput --device cpu --stages 2 --microbatches 1,2,4,8 -
 
 The same model, batch and optimizer for all, in turns. Utilisation = time of the same work with no pipeline and all
 ranks busy / step time. Writes the rows and, beside them, the tables, a bar picture, and the timelines.
+
+On two CPU cores that is a quarter of an hour; with --microbatches 4 --rounds 2 it is two minutes.
 """
 
 from __future__ import annotations
