@@ -76,7 +76,7 @@ def agree(facts: Sequence[Facts], stage: int) -> Agreement:
         interfaces=() if last or problem is not None else names[stage],
         stays_at_wait=problem,
         every_rank_has_target=all(fact.has_target for fact in facts),
-        summary=_summary(facts, policy, why, labels, label, num_classes, names),
+        summary=_summary(facts, policy, why, labels, _classes(facts, label, num_classes, told), names),
     )
 
 
@@ -148,14 +148,19 @@ def _check_asked(stage: int, asked: Sequence[str], needing: Sequence[TensorMeta]
             raise ValueError(f"stage {stage}: {error}") from None
 
 
+def _classes(facts: Sequence[Facts], label: TensorMeta | None, num_classes: int, told: bool) -> str:
+    """What interfaces are told of the label's classes, and why nothing where that may surprise."""
+    if num_classes:
+        return f", {num_classes} classes"
+    are_given = all(name.startswith(GIVEN) for fact in facts[:-1] for name in fact.interfaces or ("auto",))
+    if told or are_given or label is None or not is_integer(label.dtype) or not facts[-1].outputs:
+        return ""
+    target, output = tuple(label.shape), tuple(facts[-1].outputs[0][0])
+    return f", no classes known by a target of shape {target} and an output of {output}: pass num_classes="
+
+
 def _summary(
-    facts: Sequence[Facts],
-    policy: Policy,
-    why: str,
-    labels: str,
-    label: TensorMeta | None,
-    num_classes: int,
-    names: list[tuple[str, ...]],
+    facts: Sequence[Facts], policy: Policy, why: str, labels: str, classes: str, names: list[tuple[str, ...]]
 ) -> str:
     num_stages, num_microbatches = len(facts), facts[0].num_microbatches
     phases = [phase.policy + (f" for {phase.num_steps} steps" if phase.num_steps else "") for phase in policy.phases]
@@ -172,13 +177,10 @@ def _summary(
         when += f", patience {unlocked.patience_s:g} s" if unlocked.late is None else f", late {len(unlocked.late)}"
     chosen = f". Chosen by auto: {why}" if why else ""
     plural = "es" if num_microbatches > 1 else ""
-    conditioned = f"labels {labels}" + (f", {num_classes} classes" if num_classes else "")
+    conditioned = f"labels {labels}{classes}"
     if policy.predicts and labels == "none" and facts[0].labels == "auto" and facts[0].label is not None:
         target, activation = tuple(facts[0].label.shape), tuple(facts[0].outputs[0][0])
         conditioned += f", for a target of shape {target} has no row for each of the activation's {activation}"
-    if policy.predicts and num_classes == 0 and label is not None and is_integer(label.dtype) and facts[-1].outputs:
-        target, output = tuple(label.shape), tuple(facts[-1].outputs[0][0])
-        conditioned += f", no classes known by a target of shape {target} and an output of {output}: pass num_classes="
     interfaces = ", ".join("+".join(each) or "none" for each in names) or "none"
     return (
         f"DNI over {num_stages} stages, {num_microbatches} microbatch{plural}: {when}; "

@@ -147,7 +147,7 @@ class _Predicted:
     def __init__(self, config: Config, target_BT: Tensor, num_classes: int, num_stages: int) -> None:
         last_policy = planned_policy(config, num_stages).phases[-1].policy  # what most of a run goes by
         self.by_the_run = config.pipeline.schedule == "DNI" and last_policy != "stale"
-        """Whether the config's run predicts at all."""
+        """Whether what most of a run goes by predicts."""
         self._config, self._target_BT, self._num_classes = config, target_BT, num_classes
         self._known: dict[tuple[torch.Size, torch.dtype], tuple[float, str | None]] = {}
 
@@ -169,6 +169,8 @@ class _Predicted:
         try:
             learner = Learner([build_interface(name, h, num_classes=self._num_classes, label=label)])
         except ValueError as error:
+            if not self.by_the_run:  # which never builds it
+                return 0.0, None
             raise ValueError(f"pipeline.interface = {pipeline.interface!r}: {error}") from error
         true_grad = torch.randn_like(h)
 

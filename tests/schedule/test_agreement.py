@@ -115,6 +115,9 @@ def test_a_target_that_does_not_show_the_classes_is_named_with_the_cure() -> Non
     assert "no classes known" not in agree(stages("TTT"), 0).summary
     assert "no classes known" not in agree(stages("TTT", label_meta((B, 1), FLOAT)), 0).summary, "a regression"
     assert "no classes known" not in agree(stages("---"), 0).summary
+    assert "no classes known" not in agree(stages("TTT", label_meta((B, 1)), num_classes=0), 0).summary, "as told"
+    own = agree(stages("TTT", label_meta((B, 1)), interfaces=("given: Mine",)), 0)
+    assert "no classes known" not in own.summary
 
 
 # --- what must be equal ----------------------------------------------------------------------------------------------
