@@ -84,7 +84,7 @@ class ConvPredictor:
     Args:    interfaces: of each model, all with as many hidden layers; one that is not conditional must see a one-hot
              of zeros. num_classes: C; 0: none is conditional.
     Shapes:  h (B, E, channels, H, W), one_hot (E, C or padded(C), B) -> like h, in units of the interface's scale.
-    Fields:  last: as in stacked.Predictor; what classes add at each place is there, too.
+    Fields:  num_hidden_parameters: as in stacked.Predictor; what classes add at each place is of the last layer.
     """
 
     def __init__(self, interfaces: Sequence[Conv], num_classes: int) -> None:
@@ -99,7 +99,7 @@ class ConvPredictor:
         rest = [each for pair in zip(norms, weights, strict=True) for each in pair]
         of_class = _gradients_of_classes(interfaces)
         self.parameters = [first, *rest, stack(filters[-1], "bias"), *of_class]
-        self.last = len(rest)
+        self.num_hidden_parameters = len(rest)
         self.label_at_places = bool(of_class)
         for parameter in self.parameters:
             parameter.requires_grad_()

@@ -27,7 +27,7 @@ def jobs_of(order: Order) -> list[Job]:
     jobs, recipe = [], for_deep(order.recipe)
     for layers in order.layers:
         for method, num_hidden in [("bprop", None), *(("cdni", number) for number in order.recipe.num_hidden)]:
-            models = tuple(recipe.model(method, seed, num_hidden) for seed in order.seeds)
+            models = tuple(recipe.model(method, seed) for seed in order.seeds)
             name = method if num_hidden is None else f"{method}_hidden{num_hidden}"
             jobs.append(Job(f"L{layers}_{name}", layers, num_hidden, models, recipe))
     return jobs
@@ -38,8 +38,8 @@ def for_deep(recipe: Recipe) -> Recipe:
     if recipe.name.startswith(PAPER.name):
         return recipe
     if recipe.name in RECIPES:
-        recipe = replace(recipe, learning_rate=LEARNING_RATE, predictor_rate=PREDICTOR_RATE, deep_rates=None)
-    return replace(recipe, name=f"{recipe.name}, from the identity", identity=True)
+        recipe = replace(recipe, learning_rate=LEARNING_RATE, predictor_rate=PREDICTOR_RATE)
+    return replace(recipe, name=f"{recipe.name}, from the identity", identity=True, deep_rates=None, dni=None)
 
 
 def write(rows: Sequence[PaperRow], path: Path) -> str:

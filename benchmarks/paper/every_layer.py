@@ -13,7 +13,6 @@ from itertools import product
 from pathlib import Path
 
 from .convolutional_recipe import for_convolutions
-from .models import Model
 from .order import Order, read_order
 from .recipe import DECAYS, Recipe, for_dataset
 from .results import picture, table
@@ -42,14 +41,8 @@ def _jobs(order: Order, recipe: Recipe, layers: int) -> list[Job]:
     models = [recipe.model(method, seed, decay=decay) for seed in order.seeds for method, decay in plain]
     jobs = [Job(f"L{layers}_plain", layers, None, tuple(models), recipe)]
     for num_hidden in recipe.num_hidden:
-        of_images: dict[tuple[bool, int], list[Model]] = {}  # a stack has one training set
-        for seed, method in product(order.seeds, ("dni", "cdni")):
-            model = recipe.model(method, seed, num_hidden)
-            of_images.setdefault(recipe.images_of(method), []).append(model)
-        for (mirror, shift), models in of_images.items():
-            own = replace(recipe, mirror=mirror, shift=shift)
-            name = f"L{layers}_hidden{num_hidden}" + (f"_{models[0].method}" if len(of_images) > 1 else "")
-            jobs.append(Job(name, layers, num_hidden, tuple(models), own))
+        models = [recipe.model(method, seed, num_hidden) for seed in order.seeds for method in ("dni", "cdni")]
+        jobs.append(Job(f"L{layers}_hidden{num_hidden}", layers, num_hidden, tuple(models), recipe))
     return jobs
 
 

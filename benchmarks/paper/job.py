@@ -45,12 +45,33 @@ class Job:
     def is_done(self, rows: Sequence[PaperRow]) -> bool:
         """Whether each model has its row: of as many steps, at the same rates."""
         have = {
-            _key(row, row.dataset, row.model, row.layers, row.recipe, row.steps, row.batch, row.predictor)
+            (
+                _key(row, row.dataset, row.model, row.layers, row.recipe, row.steps, row.batch, row.predictor),
+                row.predictor_rate,
+            )
             for row in rows
         }
         assert self.recipe is not None
         facts = self.dataset, self.network, self.layers, self.recipe.name, self.recipe.steps, self.recipe.batch
-        return all(_key(model, *facts, self.predictor_of(model)) in have for model in self.models)
+        keys = [(_key(model, *facts, self.predictor_of(model)), model.predictor_rate) for model in self.models]
+        # no interface, or a row that is older than this field: then it says no rate
+        return all((key, rate) in have or (key, None) in have for key, rate in keys)
+
+
+def by_images(jobs: Sequence[Job]) -> list[Job]:
+    """A job for each training set, since a stack has one: some methods want copies of the images that others do not."""
+    parts = []
+    for job in jobs:
+        assert job.recipe is not None
+        groups: dict[tuple[bool, int], list[Model]] = {}
+        for model in job.models:
+            own = job.recipe.of(model.method)
+            groups.setdefault((own.mirror, own.shift), []).append(model)
+        for (mirror, shift), models in groups.items():
+            name = job.name if len(groups) == 1 else f"{job.name}_{'mirrored' if mirror else 'plain'}_{shift}"
+            recipe = replace(job.recipe, mirror=mirror, shift=shift)
+            parts.append(replace(job, name=name, models=tuple(models), recipe=recipe))
+    return parts
 
 
 def split(jobs: Sequence[Job], most: int | None) -> list[Job]:

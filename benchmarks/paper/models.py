@@ -62,7 +62,7 @@ class Model:
             learning rate of themselves, as in torch.optim.AdamW.
         synthetic_inputs: layers start from synthetic inputs in training, too (unlocked_stack.py). Only for dni and cdni
             at every layer.
-        last_rate: of the last layer of interfaces with hidden ones; None: predictor_rate, too.
+        last_rate: of an interface's last layer; None: predictor_rate, as its hidden layers.
     Raises:  ValueError: no such method or position; p_update or decay out of range.
     """
 
@@ -99,6 +99,11 @@ class Model:
                 f"weight_decay = {self.weight_decay} with {self.method}: must be 0 or more, and 0 for no_bprop, whose "
                 f"lower layers stay as they were drawn"
             )
+
+    @property
+    def rate_of_last(self) -> float:
+        """Of an interface's last layer."""
+        return self.predictor_rate if self.last_rate is None else self.last_rate
 
     def sources(self, layers: int) -> tuple[str, ...]:
         """Where the gradient at the output of each hidden layer comes from: L - 1 of TRUE, ZERO, STALE, PREDICTED."""

@@ -138,7 +138,7 @@ def _recipe(given: argparse.Namespace, hidden: str | None) -> Recipe:
     for field in ("learning_rate", "predictor_rate"):
         if (rate := getattr(given, field)) is not None:
             name = f"{recipe.name}, {field.replace('_', ' ')} {rate:g}"
-            recipe = replace(recipe, name=name, dni=None, deep_rates=None, **{field: rate})
+            recipe = replace(recipe, name=name, dni=None, **{field: rate})
     return recipe
 
 

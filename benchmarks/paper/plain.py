@@ -62,15 +62,13 @@ def _adam(layer: nn.Sequential, model: Model) -> torch.optim.Optimizer:
 
 
 def _interface_adam(interface: MLP | Conv, model: Model, parameters: Iterable[Tensor]) -> torch.optim.Optimizer:
-    """What does not lead to a hidden layer leads to the gradient, so it is of the last layer."""
+    """What is of no hidden layer is of the last one."""
     layers = [interface.first, *interface.rest] if isinstance(interface, MLP) else list(interface.layers)
     hidden = {own for layer in layers[:-1] for own in layer.parameters()}
-    rate = model.predictor_rate
-    last_rate = model.last_rate if model.last_rate and hidden else rate
     groups: tuple[list[Tensor], list[Tensor]] = ([], [])
     for own in parameters:
         groups[own in hidden].append(own)
-    rates = zip(groups, (last_rate, rate), strict=True)
+    rates = zip(groups, (model.rate_of_last, model.predictor_rate), strict=True)
     return torch.optim.Adam([{"params": own, "lr": each} for own, each in rates if own])
 
 

@@ -18,17 +18,11 @@ HELD_OUT = 0.1
 
 @dataclass(frozen=True)
 class Dni:
-    """What networks with unconditional interfaces after every layer have for themselves.
-
-    Fields:
-        learning_rate, predictor_rate: as in Recipe. deep: with hidden layers in the interfaces: of the network, of
-            these, and of the interfaces' last layer; None: the former two. mirror, shift, weight_decay: as in Recipe;
-            None: those of the others.
-    """
+    """What is otherwise in networks with unconditional interfaces. Fields: as in Recipe; None: as there."""
 
     learning_rate: float
     predictor_rate: float
-    deep: tuple[float, float, float] | None = None
+    deep_rates: tuple[float, float, float] | None = None
     mirror: bool | None = None
     shift: int | None = None
     weight_decay: float | None = None
@@ -40,8 +34,9 @@ class Recipe:
     steps: of each model, unless --steps says otherwise. evaluate_every: steps. num_hidden: of the interfaces to try.
     predictor_width: of their hidden layers. normalise: as in dnipipe.interface.Regressed. anneal: both rates fall to 0
     along a straight line. identity: as in models.Shape; of fully connected networks. weight_decay: as in models.Model,
-        of all that may have it. mirror, shift: as in batches.Images. deep_rates: of interfaces with hidden layers after
-        every layer: of these and of the last; None: predictor_rate. dni: what is otherwise there without the label.
+        of all that may have it. mirror, shift: as in batches.Images. deep_rates: where interfaces with hidden layers
+        stand after every layer: of the network, of these, and of an interface's last layer; None: as linear ones.
+        dni: what is otherwise there without the label.
     """
 
     name: str
@@ -59,7 +54,7 @@ class Recipe:
     weight_decay: float = 0.0
     mirror: bool = False
     shift: int = 0
-    deep_rates: tuple[float, float] | None = None
+    deep_rates: tuple[float, float, float] | None = None
     dni: Dni | None = None
     label_at_places: bool = False
 
@@ -71,12 +66,12 @@ class Recipe:
         """What is left of both rates at this step: 1 at first; it falls in STAIRS equal steps."""
         return 1 - step * STAIRS // self.steps / STAIRS if self.anneal else 1.0
 
-    def images_of(self, method: str) -> tuple[bool, int]:
-        """mirror and shift."""
+    def of(self, method: str) -> Recipe:
+        """What this method goes by."""
         if method != "dni" or self.dni is None:
-            return self.mirror, self.shift
-        mirror, shift = self.dni.mirror, self.dni.shift
-        return self.mirror if mirror is None else mirror, self.shift if shift is None else shift
+            return self
+        own = {name: value for name, value in vars(self.dni).items() if value is not None}
+        return replace(self, dni=None, **own)
 
     def model(
         self,
@@ -89,26 +84,16 @@ class Recipe:
         decay: float = 0.0,
         synthetic_inputs: bool = False,
     ) -> Model:
-        """num_hidden: of its interfaces, if they have rates of their own by it."""
-        rate, predictor_rate, last_rate = self._rates(method, num_hidden if position is None else None)
-        weight_decay = self.weight_decay
-        if method == "dni" and position is None and self.dni is not None and self.dni.weight_decay is not None:
-            weight_decay = self.dni.weight_decay
-        if METHODS[method] == ZERO:
-            weight_decay = 0.0
+        """num_hidden: layers of its interfaces; None: it has none, or they are linear."""
+        own = self.of(method)
+        rates: tuple[float, float, float | None] = own.learning_rate, own.predictor_rate, None
+        if METHODS[method] == PREDICTED and num_hidden and position is None and own.deep_rates is not None:
+            rates = own.deep_rates
+        weight_decay = 0.0 if METHODS[method] == ZERO else own.weight_decay
+        rate, predictor_rate, last_rate = rates
         return Model(
             method, seed, rate, predictor_rate, position, p_update, decay, synthetic_inputs, weight_decay, last_rate
         )
-
-    def _rates(self, method: str, num_hidden: int | None) -> tuple[float, float, float | None]:
-        """Of the network, of an interface, and of its last layer, if that has its own."""
-        if method == "dni" and self.dni is not None:
-            if self.dni.deep is not None and num_hidden:
-                return self.dni.deep
-            return self.dni.learning_rate, self.dni.predictor_rate, None
-        if METHODS[method] == PREDICTED and self.deep_rates is not None and num_hidden:
-            return self.learning_rate, *self.deep_rates
-        return self.learning_rate, self.predictor_rate, None
 
 
 PAPER = Recipe("paper", 500_000, 5_000, 256, 3e-5, 3e-5, 256, (0, 1, 2), 1024, normalise=False, anneal=False)
@@ -127,16 +112,16 @@ OURS = Recipe(
     1024,
     normalise=False,
     anneal=True,
-    dni=Dni(3e-4, 1e-4, deep=(3e-5, 3e-4, 1e-5)),
+    dni=Dni(3e-4, 1e-4, deep_rates=(3e-5, 3e-4, 1e-5)),
 )
-"""The paper's interfaces and their rate under networks that learn 30 times as fast, annealed; of DNI 10 times.
+"""The paper's interfaces and their rate under networks that learn 30 times as fast, annealed.
 
 Targets stay as they are, about a thousandth, so at 3e-5 the last layer, which starts at zero, has them within a hundred
 steps. Divided by their running RMS they need a rate of .1 to be followed as fast, at which hidden layers go to pieces;
 at the usual 1e-3 to 1e-2 interfaces lag behind, each behind the next, and many layers learn nothing (docs/log.md).
 
 Hidden layers of interfaces want the rates of any network's, so without the label, where everything hangs on what they
-make of an activation, they have ten to a thousand times that of the last one, and the network below is slow.
+make of an activation, they have 30 to 1000 times that of the last one, and the network below is slow.
 """
 
 QUICK = Recipe("quick", 1000, 100, 64, 3e-3, 3e-4, 128, (0, 1), 128, normalise=False, anneal=True)
@@ -153,11 +138,13 @@ def for_dataset(recipe: Recipe, dataset: str) -> Recipe:
     if dataset != "cifar10" or recipe.name.partition(",")[0] != OURS.name:
         return recipe
     recipe = replace(recipe, mirror=True, shift=2, weight_decay=0.3)
-    if "predictor rate" not in recipe.name:
-        recipe = replace(recipe, predictor_rate=1e-4, deep_rates=(3e-4, 1e-6))
-    if recipe.dni is None:
+    changes = recipe.name.partition(", ")[2]
+    if "predictor rate" not in changes:
+        recipe = replace(recipe, predictor_rate=1e-4)
+    if changes:
         return recipe
-    return replace(recipe, dni=Dni(1e-4, 1e-5, deep=(1e-5, 1e-3, 1e-6), mirror=True, shift=0, weight_decay=0.0))
+    dni = Dni(1e-4, 1e-5, deep_rates=(1e-5, 1e-3, 1e-6), mirror=True, shift=0, weight_decay=0.0)
+    return replace(recipe, deep_rates=(1e-3, 3e-4, 1e-6), dni=dni)
 
 
 RECIPES = {recipe.name: recipe for recipe in (PAPER, OURS, QUICK)}

@@ -22,7 +22,7 @@ class PaperRow:
         selection: by which rules this predictor depth, or decay, is the one to show for its cell, means over the seeds:
             "best test" (the paper's: lowest test error), "held out" (lowest held-out error), both with a comma, or
             none.
-        predictor_rate, last_rate: as in models.Model; None: no interface, or a row older than this field.
+        predictor_rate, last_rate: as in models.Model; predictor_rate None: no interface, or the row is older.
         seconds_of_stack: of training and evaluating the models_of_stack models of its stack, all calls together.
         curve: of each evaluation [step, test error %], and of `single` also [L2 distance, cosine, share of wrong signs]
             of the synthetic and the true gradient, see training.agreement.
@@ -64,6 +64,12 @@ class PaperRow:
     def choice(self) -> tuple[object, ...]:
         """What is selected within a cell."""
         return -1 if self.predictor is None else self.predictor, self.decay
+
+
+def joined(rows: Sequence[PaperRow], newer: Sequence[PaperRow]) -> list[PaperRow]:
+    """All of them, selected anew; what was trained again takes the place of what was there."""
+    again = {(row.cell, row.choice, row.seed) for row in newer}
+    return selected([*(row for row in rows if (row.cell, row.choice, row.seed) not in again), *newer])
 
 
 def selected(rows: Sequence[PaperRow]) -> list[PaperRow]:

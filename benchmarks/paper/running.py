@@ -11,9 +11,9 @@ import torch
 from dnipipe.data.images import load_images
 
 from .batches import Images
-from .job import Job, split
+from .job import Job, by_images, split
 from .order import Order
-from .rows import PaperRow, read_rows, selected, write_rows
+from .rows import PaperRow, joined, read_rows, selected, write_rows
 from .training import Training, agreement, fast_products
 
 __all__ = ["Job", "agreement", "finish", "run"]
@@ -58,7 +58,8 @@ def run(order: Order, jobs: Sequence[Job]) -> tuple[list[PaperRow], bool]:
     Returns: all rows of the file, with their selection, and whether every job is done.
     """
     rows = read_rows(order.json)
-    waiting = [job for job in split([job.completed(order) for job in jobs], order.stack) if not job.is_done(rows)]
+    complete = by_images([job.completed(order) for job in jobs])
+    waiting = [job for job in split(complete, order.stack) if not job.is_done(rows)]
     active: dict[int, Training] = {}
     start, clock = _Starter(order), Clock(order.limit_s)
     with fast_products():
@@ -72,7 +73,7 @@ def run(order: Order, jobs: Sequence[Job]) -> tuple[list[PaperRow], bool]:
             training = active[place]
             training.look()
             if training.is_done:
-                rows = selected([*rows, *training.rows()])
+                rows = joined(rows, training.rows())
                 write_rows(rows, order.json)
                 training.checkpoint.unlink(missing_ok=True)
                 del active[place]

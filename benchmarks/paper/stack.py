@@ -52,9 +52,9 @@ class Cut:
         self.rms = layout.column([0.0 if normalise else 1.0] * len(models), like)
         self.adams: list[Adam] = []
         if predictor is not None:
-            hidden, last = predictor.parameters[: predictor.last], predictor.parameters[predictor.last :]
-            rates = [model.predictor_rate for model in models]
-            of_last = [model.last_rate if model.last_rate and hidden else model.predictor_rate for model in models]
+            number = predictor.num_hidden_parameters
+            hidden, last = predictor.parameters[:number], predictor.parameters[number:]
+            rates, of_last = ([getattr(m, name) for m in models] for name in ("predictor_rate", "rate_of_last"))
             self.adams = [Adam(own, like.new_tensor(rate)) for own, rate in ((hidden, rates), (last, of_last)) if own]
 
     def predict(self, h: Tensor, one_hot: Tensor) -> Tensor | None:

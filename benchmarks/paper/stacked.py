@@ -99,7 +99,7 @@ class Predictor:
              of zeros. num_classes: C; 0: none is conditional.
     Shapes:  h (E, D, B), one_hot (E, C, B) or, to save a copy, (E, padded(C), B) -> (E, D, B), in units of the
              interface's scale.
-    Fields:  last: from there on `parameters` are those of the last layer.
+    Fields:  num_hidden_parameters: so many of `parameters` are those of hidden layers, and come first.
     """
 
     def __init__(self, interfaces: Sequence[MLP], num_classes: int) -> None:
@@ -119,7 +119,7 @@ class Predictor:
                 lasts = list(modules)
             elif not isinstance(modules[0], nn.ReLU):
                 self.parameters.append(torch.stack([stack(modules, name) for name in ("weight", "bias")], 1))
-        self.last = len(self.parameters) - 1
+        self.num_hidden_parameters = len(self.parameters) - 1
         self.parameters.append(stack(lasts, "bias").unsqueeze(-1))
         for parameter in self.parameters:
             parameter.requires_grad_()

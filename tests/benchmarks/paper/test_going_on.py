@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.paper.rows import PaperRow, read_rows
+from benchmarks.paper.rows import PaperRow, read_rows, write_rows
 from benchmarks.paper.running import Clock
 from benchmarks.paper.training import Training
 from tests.benchmarks.paper.made_up import run
@@ -94,3 +94,20 @@ def test_rows_of_another_length_or_dataset_are_kept_and_not_taken(tmp_path: Path
     assert len(both) == 3 * len(first)
     text = path.with_suffix(".md").read_text()
     assert all(f"| fcn | {name} | 3 | backprop |" in text for name in ("mnist", "cifar10"))
+
+
+def test_a_stack_that_is_partly_there_or_had_other_rates_is_trained_again_and_takes_its_place(tmp_path: Path) -> None:
+    path = tmp_path / "rows.json"
+    options = "--layers", "3", "--network", "fcn"
+    whole = run("every_layer", path, *options)
+    rates = {row.predictor_rate for row in whole}
+    assert None in rates and len(rates) > 1, "backprop has none"
+    for number, change in enumerate((None, {"predictor_rate": 0.5}, {"last_rate": 0.5})):
+        at = next(place for place, row in enumerate(whole) if row.method == "dni" and row.predictor == 1)
+        other = [replace(whole[at], test_error_percent=0.5, **change)] if change else []  # type: ignore[arg-type]
+        write_rows([*whole[:at], *other, *whole[at + 1 :]], path)
+        again = run("every_layer", path, *options)
+        assert sorted(map(_errors, again)) == sorted(map(_errors, whole)), f"change {number}"
+    older = [replace(row, predictor_rate=None, test_error_percent=0.5) for row in whole]
+    write_rows(older, path)
+    assert run("every_layer", path, *options) == older, "rows that do not say their rate are taken at their word"

@@ -67,7 +67,7 @@ def test_ours_for_convolutions_predicts_scaled_targets_and_copies_less() -> None
     assert for_convolutions(OURS, None, None).model("dni", 0).learning_rate < OURS.learning_rate
     for option, field in (("--learning-rate", "learning_rate"), ("--predictor-rate", "predictor_rate")):
         asked = for_convolutions(_order(option, "0.0007").recipe, None, None)
-        assert getattr(asked, field) == 0.0007 and asked.dni is None and asked.deep_rates is None
+        assert getattr(asked, field) == 0.0007 and asked.dni is None
     assert not for_convolutions(PAPER, None, None).label_at_places
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
+from types import ModuleType
 
 import pytest
 
-from benchmarks.paper import every_layer, recipe
+from benchmarks.paper import complete_unlock, every_layer, recipe, single, sparse_updates
+from benchmarks.paper.convolutional_recipe import for_convolutions
 from benchmarks.paper.deep import for_deep
+from benchmarks.paper.job import by_images
 from benchmarks.paper.models import Model
 from benchmarks.paper.order import read_order
 
@@ -43,18 +45,37 @@ def test_the_last_layer_of_a_deep_interface_is_slower_than_its_hidden_ones(metho
     assert deep.last_rate is not None and deep.last_rate < linear.predictor_rate < deep.predictor_rate
     in_the_middle = ours.model(method, 0, 2, position=3)
     assert in_the_middle.last_rate is None, "searched with an interface after every layer alone"
-    asked = replace(ours, deep_rates=None, dni=None)  # as --predictor-rate has it
-    assert asked.model(method, 0, 2).last_rate is None
+    for other in (for_deep(ours), for_convolutions(ours, None, None), _asked("--predictor-rate", "3e-5")):
+        assert other.model(method, 0, 2).last_rate is None
+    asked = _asked("--learning-rate", "0.5").model(method, 0, 2)
+    assert (asked.learning_rate, asked.last_rate) == (0.5, None)
 
 
-def test_networks_without_labels_train_on_images_of_their_own_in_stacks_of_their_own(tmp_path: Path) -> None:
-    options = ["--dataset", "mnist,cifar10", "--layers", "3", "--hidden", "1", "--json", str(tmp_path / "rows.json")]
-    jobs = every_layer.jobs_of(read_order("every_layer", "", "3", "3", options))
-    found = {(job.dataset, *sorted({model.method for model in job.models})): job for job in jobs if job.num_hidden}
-    assert set(found) == {("mnist", "cdni", "dni"), ("cifar10", "cdni"), ("cifar10", "dni")}
-    assert len({job.name for job in jobs if job.dataset == "cifar10"}) == 3
-    copied, own = found["cifar10", "cdni"], found["cifar10", "dni"]
-    assert copied.recipe is not None and own.recipe is not None
-    assert (copied.recipe.mirror, copied.recipe.shift) == (True, 2)
-    assert (own.recipe.mirror, own.recipe.shift) == (True, 0)
-    assert [model.weight_decay for model in own.models] == [0.0] * 3 and copied.models[0].weight_decay > 0
+def _asked(*options: str) -> recipe.Recipe:
+    order = read_order("every_layer", "", "3", "3", ["--dataset", "cifar10", *options])
+    return recipe.for_dataset(order.recipe, "cifar10")
+
+
+@pytest.mark.parametrize(
+    "module, hidden", [(every_layer, "1"), (sparse_updates, "1"), (single, "1"), (complete_unlock, None)]
+)
+def test_networks_without_labels_train_on_images_of_their_own_in_stacks_of_their_own(
+    module: ModuleType, hidden: str | None
+) -> None:
+    name = module.__name__.rpartition(".")[2]
+    order = read_order(name, "", "4", "4", ["--dataset", "cifar10"], hidden=hidden)
+    made = [job.completed(order) for job in module.jobs_of(order)]
+    jobs = by_images(made)
+    assert sorted(map(repr, (m for job in made for m in job.models))) == sorted(
+        map(repr, (m for job in jobs for m in job.models))
+    )
+    assert len({job.name for job in jobs}) == len(jobs), "a checkpoint each"
+    for job in jobs:
+        assert job.recipe is not None
+        methods = {model.method for model in job.models}
+        assert methods == {"dni"} or "dni" not in methods
+        assert (job.recipe.mirror, job.recipe.shift) == ((True, 0) if methods == {"dni"} else (True, 2))
+        assert all((model.weight_decay > 0) == (model.method not in ("dni", "no_bprop")) for model in job.models)
+    mnist = read_order(name, "", "4", "4", [], hidden=hidden)
+    alike = [job.completed(mnist) for job in module.jobs_of(mnist)]
+    assert by_images(alike) == alike
