@@ -44,18 +44,16 @@ class Job:
 
     def is_done(self, rows: Sequence[PaperRow]) -> bool:
         """Whether each model has its row: of as many steps, at the same rates."""
-        have = {
-            (
-                _key(row, row.dataset, row.model, row.layers, row.recipe, row.steps, row.batch, row.predictor),
-                row.predictor_rate,
-            )
-            for row in rows
-        }
+        have = {_key(row, row.predictor_rate, *_where(row)) for row in rows}
         assert self.recipe is not None
         facts = self.dataset, self.network, self.layers, self.recipe.name, self.recipe.steps, self.recipe.batch
-        keys = [(_key(model, *facts, self.predictor_of(model)), model.predictor_rate) for model in self.models]
-        # no interface, or a row that is older than this field: then it says no rate
-        return all((key, rate) in have or (key, None) in have for key, rate in keys)
+
+        def is_there(model: Model) -> bool:
+            # without an interface, or older than this field, a row names no rate
+            rates = model.predictor_rate, None
+            return any(_key(model, rate, *facts, self.predictor_of(model)) in have for rate in rates)
+
+        return all(is_there(model) for model in self.models)
 
 
 def by_images(jobs: Sequence[Job]) -> list[Job]:
@@ -85,6 +83,10 @@ def split(jobs: Sequence[Job], most: int | None) -> list[Job]:
     return parts
 
 
-def _key(of: Model | PaperRow, *facts: object) -> tuple[object, ...]:
-    rates = of.learning_rate, of.last_rate
+def _where(row: PaperRow) -> tuple[object, ...]:
+    return row.dataset, row.model, row.layers, row.recipe, row.steps, row.batch, row.predictor
+
+
+def _key(of: Model | PaperRow, predictor_rate: float | None, *facts: object) -> tuple[object, ...]:
+    rates = of.learning_rate, predictor_rate, of.last_rate
     return of.method, of.position, of.p_update, of.decay, of.seed, rates, of.synthetic_inputs, *facts
